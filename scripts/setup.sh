@@ -1,0 +1,355 @@
+#!/usr/bin/env bash
+# Brings a Debian machine with only Rust to where the make targets run.
+#
+#   scripts/setup.sh demo    a PostgreSQL server of the distribution, a C compiler
+#   scripts/setup.sh test    the same, the tools of the tests, PostgreSQL 15, 17 and 18
+#                            side by side, and PostgreSQL's own regression databases
+#   scripts/setup.sh bench   what demo needs, and the peers' tools
+#   scripts/setup.sh cache   prints the cache directory; the only place that decides it
+#
+# Says what it will install before it does. Quick, silent and offline when nothing is missing.
+# What it builds lies under the cache directory, each part finished by a file named `complete`
+# or by a rename, so that an interrupted setup is never mistaken for a finished one.
+set -Eeuo pipefail
+trap 'echo "setup: failed in line $LINENO: $BASH_COMMAND" >&2' ERR
+
+if [ -n "${PGARK_CACHE:-}" ]; then
+    cache=$PGARK_CACHE
+elif [ "$(id -u)" = 0 ]; then
+    cache=/var/cache/pgark # the user postgres must reach it, and cannot enter /root
+else
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/pgark
+fi
+
+regress_majors="15 17"
+pg_regress=usr/lib/postgresql/NN/lib/pgxs/src/test/regress/pg_regress # Debian has it from 17 on; it runs any major
+suite_of() { # the Debian suite that ships this major
+    case $1 in 15) echo bookworm ;; 17) echo trixie ;; 18) echo sid ;; esac
+}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+# Runs a command as the owner of the servers: PostgreSQL refuses to run as root.
+as_postgres() {
+    if [ "$(id -u)" = 0 ]; then
+        (cd /tmp && setpriv --reuid=postgres --regid=postgres --init-groups env -i PATH="$PATH" LC_ALL=C "$@")
+    else
+        (cd /tmp && env -i PATH="$PATH" LC_ALL=C "$@")
+    fi
+}
+
+# ---- packages of the distribution -------------------------------------------------------
+
+missing=()
+need() { # <package> <command or path that proves it is there>
+    case $2 in
+    /*) compgen -G "$2" >/dev/null || missing+=("$1") ;;
+    *) command -v "$2" >/dev/null || missing+=("$1") ;;
+    esac
+}
+
+install_missing() {
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "will install with apt-get: ${missing[*]}"
+    command -v apt-get >/dev/null || die "this is not a Debian-like machine; install the above by other means"
+    [ "$(id -u)" = 0 ] || die "needs root; run: apt-get install --no-install-recommends ${missing[*]}"
+    # Nobody asked for a server on port 5432: keep the package from creating one.
+    local no_cluster=/etc/postgresql-common/createcluster.d/pgark-setup.conf
+    mkdir -p "${no_cluster%/*}"
+    echo 'create_main_cluster = false' >"$no_cluster"
+    local status=0
+    apt-get update -q >&2 &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >&2 ||
+        status=$?
+    rm -f "$no_cluster"
+    [ $status = 0 ] || die "apt-get failed; nothing else was done"
+}
+
+packages_demo() {
+    need postgresql '/usr/lib/postgresql/*/bin/postgres'
+    need gcc cc
+    need libc6-dev /usr/include/stdio.h
+    need tzdata /usr/share/zoneinfo/Europe/Berlin
+    need util-linux setpriv
+}
+
+packages_test() {
+    packages_demo
+    need zstd zstd
+    need openssl openssl
+    need patchelf patchelf
+    need bzip2 bzip2
+    need xz-utils xz
+    need ca-certificates /etc/ssl/certs/ca-certificates.crt
+}
+
+packages_bench() {
+    packages_demo
+    need zstd zstd
+    need time /usr/bin/time
+}
+
+# ---- other majors, side by side ---------------------------------------------------------
+
+# The mirror that this machine already uses, for the main archive.
+mirror() {
+    local found
+    found=$(awk '/^URIs:/ && $2 ~ /\/debian\/?$/ {print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
+    [ -n "$found" ] ||
+        found=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
+            sed 's/\[[^]]*\]//' | awk '$1 == "deb" && $2 ~ /\/debian\/?$/ {print $2; exit}' || true)
+    [ -n "$found" ] || die "no Debian mirror in /etc/apt; PostgreSQL of another suite cannot be fetched"
+    echo "$found"
+}
+
+# apt-get with a root of its own: the machine's package state is neither read nor changed.
+private_apt() { # <suite> <apt-get arguments…>
+    local suite=$1 root=$work/apt-$1
+    shift
+    apt-get -q -o Dir::State="$root" -o Dir::State::status="$root/status" -o Dir::Cache="$root" \
+        -o Dir::Etc::sourcelist="$root/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o APT::Sandbox::User=root \
+        -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
+        -o APT::Update::Post-Invoke::= -o Acquire::Retries=3 "$@"
+}
+
+private_apt_open() { # <suite>
+    local suite=$1 root=$work/apt-$1 from
+    [ -d "$root" ] && return 0
+    say "reading the package lists of Debian $suite"
+    mkdir -p "$root/lists/partial" "$root/archives/partial"
+    : >"$root/status"
+    from="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $suite main"
+    printf 'deb %s\ndeb-src %s\n' "$from" "$from" >"$root/sources.list"
+    private_apt "$suite" update >"$work/apt.log" 2>&1 && ! grep -q '^E:' "$work/apt.log" ||
+        { cat "$work/apt.log" >&2; die "the package lists of Debian $suite cannot be had"; }
+}
+
+# Downloads packages of a suite and unpacks them, running none of their scripts.
+unpack_into() { # <suite> <directory> <package>…
+    local suite=$1 into=$2 debs
+    shift 2
+    debs=$(mktemp -d -p "$work")
+    mkdir -p "$into"
+    (cd "$debs" && private_apt "$suite" download "$@") >"$work/apt.log" 2>&1 ||
+        { cat "$work/apt.log" >&2; die "packages of Debian $suite cannot be had: $*"; }
+    for deb in "$debs"/*.deb; do dpkg -x "$deb" "$into"; done
+    rm -rf "$debs"
+}
+
+# Makes programs of a foreign suite run with that suite's own loader and libraries.
+relink() { # <root> <program>…
+    local root=$1 loader libs
+    shift
+    loader=$(find "$root" -path '*-linux-gnu*/ld-linux*.so.*' -type f -print -quit)
+    [ -n "$loader" ] || die "no dynamic loader under $root"
+    libs=$(basename "${loader%/*}")
+    libs=$root/usr/lib/$libs:$root/lib/$libs
+    for program in "$@"; do
+        [ "$(head -c 4 "$program" | tail -c 3)" = ELF ] || continue
+        patchelf --set-interpreter "$loader" --force-rpath --set-rpath "$libs" "$program"
+        ! "$loader" --list "$program" | grep 'not found' >&2 || die "$program lacks libraries"
+    done
+}
+
+bin_of() { # <major>
+    if [ -x "/usr/lib/postgresql/$1/bin/postgres" ]; then
+        echo "/usr/lib/postgresql/$1/bin"
+    else
+        echo "$cache/pg/$1/usr/lib/postgresql/$1/bin"
+    fi
+}
+
+have_server() { [ -x "/usr/lib/postgresql/$1/bin/postgres" ] || [ -e "$cache/pg/$1/complete" ]; }
+
+build_server() { # <major>
+    local major=$1 suite root=$cache/pg/$1 closure programs
+    suite=$(suite_of "$major")
+    private_apt_open "$suite"
+    say "fetching PostgreSQL $major of Debian $suite into $root"
+    rm -rf "$root"
+    # The libraries of the dependency closure, without Perl and without the JIT (a third of the bytes).
+    closure=$(private_apt "$suite" install -s --no-install-recommends "postgresql-$major" |
+        awk '$1 == "Inst" {print $2}' | grep -E '^(lib|zlib1g$|postgresql-(client-)?[0-9])' |
+        grep -vE 'perl|llvm|libz3|-l10n|-bin$|-common$|libpam-m|libsemanage|libsepol')
+    # shellcheck disable=SC2086 # a list of package names
+    unpack_into "$suite" "$root" $closure
+    # Without this file the server does not try to compile queries, which would need LLVM.
+    rm -f "$root/usr/lib/postgresql/$major/lib"/llvmjit*.so
+    rm -rf "$root/usr/share/doc" "$root/usr/share/man" "$root/usr/share/locale"
+    programs=("$root/usr/lib/postgresql/$major/bin"/*)
+    [ ! -e "$root/${pg_regress//NN/$major}" ] || programs+=("$root/${pg_regress//NN/$major}")
+    relink "$root" "${programs[@]}"
+    prove_server "$major"
+    touch "$root/complete"
+}
+
+# Starts a scratch cluster of that major and uses what a broken root breaks first:
+# an extension's library, a procedural language, ICU, time zones.
+prove_server() { # <major>
+    local bin scratch
+    bin=$(bin_of "$1")
+    scratch=$(scratch_directory)
+    as_postgres "$bin/initdb" -D "$scratch/data" -U postgres --auth=trust -E UTF8 --locale=C --no-sync >"$work/server.log" 2>&1 ||
+        { cat "$work/server.log" >&2; die "initdb of PostgreSQL $1 fails"; }
+    start_scratch "$bin" "$scratch"
+    as_postgres "$bin/psql" -qX -v ON_ERROR_STOP=1 -h "$scratch" -U postgres -d postgres <<'SQL' >/dev/null
+CREATE EXTENSION pg_trgm;
+CREATE COLLATION natural_order (provider = icu, locale = 'en-u-kn');
+DO $$ BEGIN
+    ASSERT 'a2' < 'a10' COLLATE natural_order, 'ICU';
+    ASSERT similarity('word', 'words') > 0.5, 'pg_trgm';
+    ASSERT (timestamptz '2025-07-01 12:00 Europe/Berlin') = timestamptz '2025-07-01 10:00 UTC', 'time zones';
+END $$;
+SQL
+    stop_scratch "$bin" "$scratch"
+    rm -rf "$scratch"
+    say "PostgreSQL $1 works: $("$bin/postgres" --version)"
+}
+
+# A directory of user postgres that it can reach, short enough for a socket.
+scratch_directory() {
+    local scratch
+    scratch=$(mktemp -d "/tmp/pgark-setup-$$-XXXXXX")
+    [ "$(id -u)" != 0 ] || chown postgres "$scratch"
+    echo "$scratch"
+}
+
+start_scratch() { # <bin> <scratch>
+    as_postgres "$1/pg_ctl" -D "$2/data" -w -t 60 -l "$2/log" start \
+        -o "-c listen_addresses='' -c unix_socket_directories=$2 -c fsync=off -c full_page_writes=off -c max_wal_size=4GB ${3:-}" >/dev/null ||
+        { cat "$2/log" >&2; die "a scratch server does not start"; }
+    scratch_server="$1 $2"
+}
+
+stop_scratch() { # <bin> <scratch>
+    scratch_server=
+    as_postgres "$1/pg_ctl" -D "$2/data" -w -t 120 -m fast stop >/dev/null
+}
+
+# An initialised cluster that every test server starts as a copy of. Local connections are
+# trusted (the harness), TCP ones use SCRAM with this password (pgark under test).
+have_template() { [ -e "$cache/template/$1/complete" ]; }
+build_template() { # <major>
+    local bin to=$cache/template/$1 scratch
+    bin=$(bin_of "$1")
+    scratch=$(scratch_directory)
+    echo 'sup3r secret' >"$scratch/password"
+    chmod 644 "$scratch/password"
+    as_postgres "$bin/initdb" -D "$scratch/data" -U postgres --auth-local=trust --auth-host=scram-sha-256 \
+        --pwfile="$scratch/password" -E UTF8 --locale=C.UTF-8 --no-sync >"$work/server.log" 2>&1 ||
+        { cat "$work/server.log" >&2; die "initdb of PostgreSQL $1 fails"; }
+    rm -rf "$to"
+    mkdir -p "$to"
+    cp -a "$scratch/data" "$to/data"
+    rm -rf "$scratch"
+    touch "$to/complete"
+}
+
+# ---- the regression databases: the measure of the dump ----------------------------------
+
+have_regress() { [ -e "$cache/regress/$1.tar.zst" ]; }
+
+build_regress() { # <major>
+    local major=$1 suite bin scratch dev=$work/dev-$1 src=$work/src-$1 lib=$cache/regress/$1 objects
+    suite=$(suite_of "$major")
+    bin=$(bin_of "$major")
+    private_apt_open "$suite"
+    say "building the regression database of PostgreSQL $major (some minutes)"
+    unpack_into "$suite" "$dev" "postgresql-server-dev-$major" libpq-dev
+    mkdir -p "$src"
+    (cd "$src" && private_apt "$suite" source --download-only "postgresql-$major") >"$work/apt.log" 2>&1 ||
+        { cat "$work/apt.log" >&2; die "the source of PostgreSQL $major cannot be had"; }
+    tar -xf "$src"/postgresql-"$major"_*.orig.tar.* -C "$src" --strip-components=1 --wildcards '*/src/test/regress'
+    rm -f "$src"/*.orig.tar.*
+
+    # The database's functions name this path for ever, so it is not a temporary one.
+    rm -rf "$lib"
+    mkdir -p "$lib"
+    cc -O1 -fPIC -shared -w -I"$dev/usr/include/postgresql/$major/server" \
+        -o "$lib/regress.so" "$src/src/test/regress/regress.c"
+    cp "$bin/../lib/autoinc.so" "$bin/../lib/refint.so" "$lib/"
+
+    scratch=$(scratch_directory)
+    cp -r "$src/src/test/regress" "$scratch/regress"
+    sed -i '/^ignore:/d' "$scratch/regress/parallel_schedule" # 15's word, which 17's runner does not know
+    [ "$(id -u)" != 0 ] || chown -R postgres "$scratch"
+    as_postgres "$bin/initdb" -D "$scratch/data" -U postgres --auth=trust -E UTF8 --locale=C --no-sync >"$work/server.log" 2>&1
+    start_scratch "$bin" "$scratch" "-c max_connections=50 -c timezone=PST8PDT"
+    # A few tests differ by build options; what counts is what they leave behind.
+    as_postgres "$cache/pg/17/${pg_regress//NN/17}" --bindir="$bin" --host="$scratch" --user=postgres --no-locale --encoding=UTF8 \
+        --inputdir="$scratch/regress" --outputdir="$scratch/regress" --dlpath="$lib" --max-connections=8 \
+        --schedule="$scratch/regress/parallel_schedule" >"$work/regress.log" 2>&1 || true
+    grep -E '[0-9]+ (of [0-9]+ )?tests? (passed|failed)' "$work/regress.log" >&2 || true
+    objects=$(as_postgres "$bin/psql" -qXAt -h "$scratch" -U postgres -d regression \
+        -c "SELECT count(*) FROM pg_class WHERE relkind IN ('r','p','v','m','f','S') AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)") || objects=0
+    [ "$objects" -gt 500 ] || { tail -n 40 "$work/regress.log" >&2; die "the regression run of PostgreSQL $major left only $objects objects"; }
+    stop_scratch "$bin" "$scratch"
+    tar -C "$scratch" --numeric-owner -cf - data | zstd -q -3 -T0 -o "$work/$major.tar.zst"
+    chmod 644 "$work/$major.tar.zst"
+    mv "$work/$major.tar.zst" "$cache/regress/$major.tar.zst"
+    rm -rf "$scratch"
+    say "the regression database of PostgreSQL $major holds $objects tables, views and sequences"
+}
+
+# ---- the sub-commands -------------------------------------------------------------------
+
+# Does every part that is missing; <prefix> is a pair of functions have_<prefix>, build_<prefix>.
+ensure() { # <prefix> <major>…
+    local what=$1
+    shift
+    for major in "$@"; do "have_$what" "$major" || "build_$what" "$major"; done
+}
+
+finished() {
+    for major in 15 17 18; do have_server $major && have_template $major || return 1; done
+    for major in $regress_majors; do have_regress "$major" || return 1; done
+}
+
+clean_up() {
+    # shellcheck disable=SC2086 # two words
+    [ -z "${scratch_server:-}" ] || stop_scratch $scratch_server || true
+    rm -rf "${work:?}" "/tmp/pgark-setup-$$"-*
+}
+
+setup_test() {
+    ensure_rust_components
+    finished && return 0
+    mkdir -p "$cache"
+    exec 9>"$cache/lock"
+    flock -n 9 || { say "another setup is running; waiting for it" && flock 9; }
+    finished && return 0
+    as_postgres test -x "$cache" ||
+        die "user postgres cannot reach $cache; set PGARK_CACHE to a directory that everybody can enter"
+    say "will build in $cache what is missing of: PostgreSQL 15, 17, 18 side by side; regression databases $regress_majors"
+    say "(some 100 MB to download, some minutes, once)"
+    work=$(mktemp -d -p "$cache" build-XXXXXX)
+    chmod 755 "$work"
+    trap clean_up EXIT
+    ensure server 15 17 18
+    ensure template 15 17 18
+    # shellcheck disable=SC2086 # a list of majors
+    ensure regress $regress_majors
+}
+
+ensure_rust_components() {
+    for component in fmt:rustfmt clippy:clippy; do
+        cargo "${component%:*}" --version >/dev/null 2>&1 && continue
+        command -v rustup >/dev/null || die "cargo ${component%:*} is missing; install the component ${component#*:} of your toolchain"
+        say "will add the Rust component ${component#*:}"
+        rustup component add "${component#*:}" >&2
+    done
+}
+
+umask 022
+case ${1:-} in
+cache) echo "$cache" ;;
+demo) packages_demo; install_missing ;;
+bench) packages_bench; install_missing ;;
+test) packages_test; install_missing; setup_test ;;
+*) die "usage: scripts/setup.sh demo|test|bench|cache" ;;
+esac

@@ -1,0 +1,3 @@
+//! Taking backups.
+pub mod dump;
+pub mod run;

@@ -1,0 +1,191 @@
+//! The commit protocol (design §3): how a backup comes to exist, and how it goes.
+//!
+//! Order of a commit: artefact, index (both under temporary names until here), manifest with
+//! every hash, `.sha256`. Order of a deletion: `.sha256`, manifest, index, artefact, outcomes.
+//!
+//! Invariants, whatever line a crash hits:
+//! - A manifest's artefact and index are stored whole, and were so before it appeared.
+//! - pgark never leaves an artefact with a `.sha256` and without a manifest: that is a legacy
+//!   backup, always.
+//! - No name that exists is overwritten.
+//!
+//! A crash leaves temporary names, or an artefact and index without a manifest: `remains` clears
+//! them. A failure cleans up after itself as far as the store lets it.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::layout::{Part, artefact_key, index_key, manifest_key, parse_key, part_key, sums_key};
+use super::list::Entry;
+use super::manifest::{FileRecord, Manifest};
+use super::remains::is_ours;
+use super::state;
+use crate::error::{Error, Kind, Result};
+use crate::store::{self, Key, Object, Put, Store, Upload, Written};
+use crate::units::{BackupId, Codec};
+
+/// Seconds tried before a name is given up.
+const SECONDS_MAX: i64 = 600;
+
+/// The first id at or after `now` of which the store holds no file, with its moment.
+///
+/// # Errors
+/// As the store; `Failed` when ten minutes of names are taken.
+pub fn free_id(
+    store: &dyn Store,
+    make: &dyn Fn(Timestamp) -> BackupId,
+    now: Timestamp,
+) -> Result<(BackupId, Timestamp)> {
+    let taken: BTreeSet<BackupId> = store
+        .list("")?
+        .iter()
+        .filter_map(|object| Some(parse_key(object.key.as_str())?.0))
+        .collect();
+    for second in 0..SECONDS_MAX {
+        let time = now + SignedDuration::from_secs(second);
+        let id = make(time);
+        if !taken.contains(&id) {
+            return Ok((id, time));
+        }
+    }
+    Err(
+        Error::failed(format!("every name from {} on is taken", make(now)))
+            .hint("compare this machine's clock with the names in the store"),
+    )
+}
+
+/// Begins the uploads of artefact and index.
+///
+/// # Errors
+/// With `is_exists()` when the name is taken, else as the store.
+pub fn begin(
+    store: &dyn Store,
+    id: &BackupId,
+    codec: Codec,
+) -> Result<(Box<dyn Upload>, Box<dyn Upload>)> {
+    let artefact = store.create(&artefact_key(id, codec)?, Put::New)?;
+    let index = store.create(&index_key(id, codec)?, Put::New)?;
+    Ok((artefact, index))
+}
+
+/// Makes the backup exist. Fills in the manifest's `artefact`, `index`, `raw_bytes` and `frames`.
+///
+/// # Errors
+/// `Partial` when the backup exists but its `.sha256` does not (the next run writes it); any
+/// other error means that the backup does not exist.
+pub fn commit(store: &dyn Store, written: Written, mut manifest: Manifest) -> Result<Manifest> {
+    let codec = Codec::parse(&manifest.codec)?;
+    let id = manifest.id.clone();
+    let keys = [artefact_key(&id, codec)?, index_key(&id, codec)?];
+    let manifest_key = manifest_key(&id, codec)?;
+    let file = |key: &Key, bytes, sha256| FileRecord {
+        name: key.to_string(),
+        bytes,
+        sha256,
+    };
+    manifest.artefact = file(&keys[0], written.bytes, written.sha256);
+    manifest.index = Some(file(&keys[1], written.index_bytes, written.index_sha256));
+    manifest.raw_bytes = written.raw_bytes;
+    manifest.frames = written.frames;
+
+    let data = (|| {
+        same_size(&written.artefact.finish()?, written.bytes)?;
+        same_size(&written.index.finish()?, written.index_bytes)
+    })();
+    if let Err(error) = data {
+        undo(store, &keys);
+        return Err(error.context(format!("{id} was not committed")));
+    }
+    let json = manifest.to_json()?;
+    let stored = store::put(store, &manifest_key, &json, Put::New)
+        .and_then(|object| same_size(&object, json.len() as u64));
+    if let Err(error) = stored {
+        // The manifest may be there in spite of the error. Data goes only after it is gone for
+        // sure, or a backup that exists would lose its data.
+        if error.is_exists() || store.delete(&manifest_key).is_ok() {
+            undo(store, &keys);
+        }
+        return Err(error.context(format!("{id} was not committed")));
+    }
+    if let Err(mut error) = write_sums(store, &manifest, codec) {
+        error.kind = Kind::Partial;
+        return Err(error.context(format!("{id} is committed, but its .sha256 is missing")));
+    }
+    Ok(manifest)
+}
+
+fn same_size(object: &Object, bytes: u64) -> Result<()> {
+    if object.bytes == bytes {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "the store holds {} bytes of {}, not the {bytes} that were written",
+        object.bytes, object.key
+    ))
+    .hint("the store lost data; check it before the next backup"))
+}
+
+/// Takes back what a failed commit may have put under final names; index first, as in every deletion.
+/// What cannot be deleted now, or is not provably ours, is left to `clear_remains`.
+fn undo(store: &dyn Store, keys: &[Key; 2]) {
+    for key in keys.iter().rev() {
+        if is_ours(store, key).unwrap_or(false) {
+            let _ = store.delete(key);
+        }
+    }
+}
+
+fn write_sums(store: &dyn Store, manifest: &Manifest, codec: Codec) -> Result<()> {
+    let key = sums_key(&manifest.id, codec)?;
+    let line = format!("{}  {}\n", manifest.artefact.sha256, manifest.artefact.name);
+    match store::put(store, &key, line.as_bytes(), Put::New) {
+        Err(error) if !error.is_exists() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Re-creates every missing `.sha256` from its manifest; returns the ids. The caller holds the lock.
+///
+/// # Errors
+/// As the store. A manifest that cannot be read is passed over: the catalog reports it.
+pub fn ensure_sums(store: &dyn Store) -> Result<Vec<String>> {
+    let objects = store.list("")?;
+    let names: BTreeSet<&str> = objects.iter().map(|o| o.key.as_str()).collect();
+    let mut written = Vec::new();
+    for object in &objects {
+        let Some((id, codec, encrypted, Part::Manifest)) = parse_key(object.key.as_str()) else {
+            continue;
+        };
+        let artefact = part_key(&id, codec, encrypted, Part::Artefact)?;
+        let sums = part_key(&id, codec, encrypted, Part::Sums)?;
+        if names.contains(sums.as_str()) || !names.contains(artefact.as_str()) {
+            continue;
+        }
+        // One that cannot be read must not stop a backup; the catalog reports it.
+        let Ok(Some(json)) = store::get(store, &object.key) else {
+            continue;
+        };
+        let Ok(manifest) = Manifest::parse(&object.key, &json) else {
+            continue;
+        };
+        if manifest.id == id && manifest.artefact.name == artefact.as_str() {
+            write_sums(store, &manifest, codec)?;
+            written.push(id.to_string());
+        }
+    }
+    Ok(written)
+}
+
+/// Deletes a backup, legacy ones included. Repeat it after a failure: each step may be done already.
+///
+/// # Errors
+/// As the store.
+pub fn remove(store: &dyn Store, entry: &Entry) -> Result<()> {
+    // Without the .sha256 first, a crash would leave what looks like a legacy backup; without
+    // the manifest before the data, it would leave a backup that claims to exist.
+    for part in [Part::Sums, Part::Manifest, Part::Index, Part::Artefact] {
+        store.delete(&part_key(&entry.id, entry.codec, entry.encrypted, part)?)?;
+    }
+    state::forget(store, &entry.id)
+}

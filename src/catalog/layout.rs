@@ -1,0 +1,174 @@
+//! Every name on a store is built and taken apart here (design §3). Pure.
+//!
+//! Invariant: `parse_key` knows exactly the names that the builders make, and those of the old
+//! service; any other file in the directory is none of pgark's business.
+
+use crate::error::Result;
+use crate::store::Key;
+use crate::units::{BackupId, Codec};
+
+/// The folder of outcomes.
+pub const STATE_FOLDER: &str = ".pgark/state/";
+/// The lock of runs that take dumps.
+pub const DUMP_LOCK: &str = "dump";
+/// The lock of runs that take base backups.
+pub const BASE_LOCK: &str = "base";
+
+/// The files of one backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    Artefact,
+    Manifest,
+    Index,
+    Sums,
+}
+
+impl Part {
+    /// What follows the artefact's name.
+    #[must_use]
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Part::Artefact => "",
+            Part::Manifest => ".json",
+            Part::Index => ".idx",
+            Part::Sums => ".sha256",
+        }
+    }
+}
+
+/// Outcomes that a listing shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    Verified,
+    Proven,
+    Failed,
+}
+
+impl Outcome {
+    pub const ALL: [Outcome; 3] = [Outcome::Verified, Outcome::Proven, Outcome::Failed];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Verified => "verified",
+            Outcome::Proven => "proven",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+/// A file of a backup. Encrypted ones carry `.age` behind the codec's suffix.
+///
+/// # Errors
+/// None that an id can cause: it holds no `/`.
+pub fn part_key(id: &BackupId, codec: Codec, encrypted: bool, part: Part) -> Result<Key> {
+    let age = if encrypted { ".age" } else { "" };
+    Key::new(&format!("{id}.sql{}{age}{}", codec.suffix(), part.suffix()))
+}
+
+/// `backup_app_20250122_020015.sql.gz`.
+///
+/// # Errors
+/// As [`part_key`], and so for the three below.
+pub fn artefact_key(id: &BackupId, codec: Codec) -> Result<Key> {
+    part_key(id, codec, false, Part::Artefact)
+}
+
+/// `….sql.gz.json`.
+#[allow(clippy::missing_errors_doc)]
+pub fn manifest_key(id: &BackupId, codec: Codec) -> Result<Key> {
+    part_key(id, codec, false, Part::Manifest)
+}
+
+/// `….sql.gz.idx`.
+#[allow(clippy::missing_errors_doc)]
+pub fn index_key(id: &BackupId, codec: Codec) -> Result<Key> {
+    part_key(id, codec, false, Part::Index)
+}
+
+/// `….sql.gz.sha256`.
+#[allow(clippy::missing_errors_doc)]
+pub fn sums_key(id: &BackupId, codec: Codec) -> Result<Key> {
+    part_key(id, codec, false, Part::Sums)
+}
+
+/// `.pgark/state/<id>.verified.json` and its like.
+///
+/// # Errors
+/// As [`part_key`].
+pub fn state_key(id: &BackupId, outcome: Outcome) -> Result<Key> {
+    Key::new(&format!("{STATE_FOLDER}{id}.{}.json", outcome.name()))
+}
+
+/// The inverse of [`state_key`].
+#[must_use]
+pub fn parse_state_key(key: &str) -> Option<(BackupId, Outcome)> {
+    let name = key.strip_prefix(STATE_FOLDER)?.strip_suffix(".json")?;
+    let (id, outcome) = name.rsplit_once('.')?;
+    let outcome = Outcome::ALL.into_iter().find(|o| o.name() == outcome)?;
+    Some((BackupId::parse(id).ok()?, outcome))
+}
+
+/// What a name says: id, codec (at its default level), whether encrypted, and which part.
+#[must_use]
+pub fn parse_key(key: &str) -> Option<(BackupId, Codec, bool, Part)> {
+    let parts = [Part::Manifest, Part::Index, Part::Sums];
+    let (name, part) = parts
+        .into_iter()
+        .find_map(|part| Some((key.strip_suffix(part.suffix())?, part)))
+        .unwrap_or((key, Part::Artefact));
+    let (name, encrypted) = match name.strip_suffix(".age") {
+        Some(name) => (name, true),
+        None => (name, false),
+    };
+    let (name, codec) = [Codec::GZIP, Codec::ZSTD]
+        .into_iter()
+        .find_map(|codec| Some((name.strip_suffix(codec.suffix())?, codec)))
+        .unwrap_or((name, Codec::None));
+    let id = BackupId::parse(name.strip_suffix(".sql")?).ok()?;
+    // Base backups are folders; a file of that name is not ours.
+    (id.kind() != crate::units::BackupKind::Base).then_some((id, codec, encrypted, part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn foreign_names_are_not_parsed() {
+        for name in [
+            "notes.txt",
+            "backup.log",
+            "app-x.sql.gz",
+            "backup_app.sql.gz",
+            "backup_app_20250122_020015.sql.bz2",
+            "backup_app_20250122_020015.tar.gz",
+            "backup_app_20250122_020015.sql.gz.sha256.old",
+            "base_20250122_030000.sql.gz",
+            ".backup_app_20250122_020015.sql.gz",
+        ] {
+            assert_eq!(parse_key(name), None, "{name}");
+        }
+        assert_eq!(parse_state_key(".pgark/state/x.verified.json"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_built_name_is_parsed_back(database in "\\PC{1,20}|[./a-z_%]{1,20}|.{0,5}\\.sql\\.gz", globals: bool, seconds in 0..4_000_000_000_i64, encrypted: bool) {
+            let time = jiff::Timestamp::from_second(seconds).unwrap();
+            prop_assume!(!database.is_empty());
+            let id = if globals { BackupId::globals(time) } else { BackupId::dump(&database, time) };
+            for codec in [Codec::GZIP, Codec::ZSTD, Codec::None] {
+                for part in [Part::Artefact, Part::Manifest, Part::Index, Part::Sums] {
+                    let key = part_key(&id, codec, encrypted, part).unwrap();
+                    prop_assert_eq!(parse_key(key.as_str()), Some((id.clone(), codec, encrypted, part)));
+                }
+            }
+            for outcome in Outcome::ALL {
+                let key = state_key(&id, outcome).unwrap();
+                prop_assert_eq!(parse_state_key(key.as_str()), Some((id.clone(), outcome)));
+            }
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The catalog: all backups of a store, read from its names, manifests and outcomes.
+//!
+//! Invariants: one backup that cannot be read never hides another; an artefact without a manifest is
+//! either legacy (it has a `.sha256`) or not listed at all. Reads only.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::layout::{Outcome, Part, parse_key, part_key};
+use super::legacy::check_legacy;
+use super::manifest::{FileRecord, Manifest};
+use super::state;
+use crate::error::{Error, Result};
+use crate::store::{self, Key, Object, Store};
+use crate::units::{BackupId, BackupKind, Codec};
+
+/// What is known of a backup (design §2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its manifest is committed, and its files have the manifest's sizes.
+    Taken,
+    /// Re-read and decoded.
+    Verified,
+    /// Passed a drill.
+    Proven,
+    /// Damaged, or failed a verify or a drill; `reason` says how.
+    Failed,
+    /// The manifest is there, the artefact is not.
+    Missing,
+    /// Of the old service.
+    Legacy,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            State::Taken => "taken",
+            State::Verified => "verified",
+            State::Proven => "proven",
+            State::Failed => "failed",
+            State::Missing => "missing",
+            State::Legacy => "legacy",
+        })
+    }
+}
+
+/// One backup.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    pub id: BackupId,
+    pub kind: BackupKind,
+    /// Empty when not known.
+    pub cluster: String,
+    pub database: Option<String>,
+    pub state: State,
+    /// False for legacy ones until `check_legacy` passed: that is for the caller to do.
+    pub good: bool,
+    /// None for legacy backups and when it cannot be read.
+    pub manifest: Option<Manifest>,
+    pub artefact: Option<Object>,
+    /// From the file's name, at the codec's default level.
+    pub codec: Codec,
+    pub encrypted: bool,
+    /// Why it is not good.
+    pub reason: Option<String>,
+    pub started_at: Timestamp,
+    pub finished_at: Option<Timestamp>,
+    /// Of the artefact as stored, or as the manifest says when it is missing.
+    pub bytes: u64,
+    pub raw_bytes: Option<u64>,
+    pub sha256: Option<String>,
+}
+
+impl Entry {
+    /// The name of one of its files.
+    ///
+    /// # Errors
+    /// None that a listed entry can cause.
+    pub fn key(&self, part: Part) -> Result<Key> {
+        part_key(&self.id, self.codec, self.encrypted, part)
+    }
+}
+
+/// All backups of a store, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    pub entries: Vec<Entry>,
+}
+
+type Family<'a> = BTreeMap<Part, &'a Object>;
+
+/// Reads the catalog.
+///
+/// # Errors
+/// Only when the store cannot be listed; a manifest that cannot be read is an entry that failed.
+pub fn load(store: &dyn Store) -> Result<Catalog> {
+    let objects = store.list("")?;
+    let mut outcomes = state::all(store)?;
+    let mut families: BTreeMap<(BackupId, &str, bool), (Codec, Family)> = BTreeMap::new();
+    for object in &objects {
+        if let Some((id, codec, encrypted, part)) = parse_key(object.key.as_str()) {
+            let (_, family) = families
+                .entry((id, codec.name(), encrypted))
+                .or_insert_with(|| (codec, Family::new()));
+            family.insert(part, object);
+        }
+    }
+    let mut entries = Vec::new();
+    for ((id, _, encrypted), (codec, family)) in families {
+        let mut entry = Entry {
+            kind: id.kind(),
+            cluster: String::new(),
+            database: id.database(),
+            state: State::Taken,
+            good: true,
+            manifest: None,
+            artefact: family.get(&Part::Artefact).map(|object| (*object).clone()),
+            codec,
+            encrypted,
+            reason: None,
+            started_at: id.time().unwrap_or(Timestamp::UNIX_EPOCH),
+            finished_at: None,
+            bytes: family.get(&Part::Artefact).map_or(0, |object| object.bytes),
+            raw_bytes: None,
+            sha256: None,
+            id,
+        };
+        let outcome = outcomes.remove(&entry.id);
+        if family.contains_key(&Part::Manifest) {
+            judge(store, &mut entry, &family, outcome);
+        } else if family.contains_key(&Part::Artefact)
+            && family.contains_key(&Part::Sums)
+            && entry.kind == BackupKind::Dump
+        {
+            entry.state = State::Legacy;
+            entry.good = false;
+            if let Some((Outcome::Failed, reason)) = outcome {
+                fail(
+                    &mut entry,
+                    reason.unwrap_or_else(|| "its check failed".to_owned()),
+                );
+            }
+        } else {
+            continue;
+        }
+        entries.push(entry);
+    }
+    entries.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
+    Ok(Catalog { entries })
+}
+
+fn fail(entry: &mut Entry, reason: String) {
+    entry.state = State::Failed;
+    entry.good = false;
+    entry.reason = Some(reason);
+}
+
+/// Decides the state of a backup that has a manifest.
+fn judge(
+    store: &dyn Store,
+    entry: &mut Entry,
+    family: &Family,
+    outcome: Option<(Outcome, Option<String>)>,
+) {
+    let manifest = match read_manifest(store, entry) {
+        Ok(manifest) => manifest,
+        Err(error) => return fail(entry, error.fact),
+    };
+    entry.cluster.clone_from(&manifest.cluster);
+    entry.database.clone_from(&manifest.database);
+    entry.started_at = manifest.started_at;
+    entry.finished_at = Some(manifest.finished_at);
+    entry.raw_bytes = Some(manifest.raw_bytes);
+    entry.sha256 = Some(manifest.artefact.sha256.clone());
+    let index = manifest.index.as_ref().map(|index| (Part::Index, index));
+    let files = [Some((Part::Artefact, &manifest.artefact)), index];
+    let wrong = files
+        .into_iter()
+        .flatten()
+        .find_map(|(part, file)| Some((part, differs(family.get(&part).copied(), file)?)));
+    match (wrong, outcome) {
+        (Some((part, what)), _) => {
+            fail(entry, what);
+            if part == Part::Artefact && entry.artefact.is_none() {
+                entry.state = State::Missing;
+                entry.bytes = manifest.artefact.bytes;
+            }
+        }
+        (None, Some((Outcome::Failed, reason))) => {
+            fail(
+                entry,
+                reason.unwrap_or_else(|| "its verify or drill failed".to_owned()),
+            );
+        }
+        (None, Some((Outcome::Verified, _))) => entry.state = State::Verified,
+        (None, Some((Outcome::Proven, _))) => entry.state = State::Proven,
+        (None, None) => {}
+    }
+    entry.manifest = Some(manifest);
+}
+
+fn differs(object: Option<&Object>, file: &FileRecord) -> Option<String> {
+    match object {
+        None => Some(format!("{} is missing", file.name)),
+        Some(object) if object.bytes != file.bytes => Some(format!(
+            "{} holds {} bytes instead of {}",
+            file.name, object.bytes, file.bytes
+        )),
+        Some(_) => None,
+    }
+}
+
+fn read_manifest(store: &dyn Store, entry: &Entry) -> Result<Manifest> {
+    let key = entry.key(Part::Manifest)?;
+    let json = store::get(store, &key)?.ok_or_else(|| store::missing(store, &key))?;
+    let manifest = Manifest::parse(&key, &json)?;
+    let index_differs = match &manifest.index {
+        Some(index) => index.name != entry.key(Part::Index)?.as_str(),
+        None => false,
+    };
+    if manifest.id != entry.id
+        || manifest.artefact.name != entry.key(Part::Artefact)?.as_str()
+        || index_differs
+    {
+        return Err(Error::damage(format!(
+            "the manifest {key} belongs to another backup, {}",
+            manifest.artefact.name
+        )));
+    }
+    Ok(manifest)
+}
+
+impl Catalog {
+    /// The backup with this id.
+    ///
+    /// # Errors
+    /// `Usage` naming ids that are near.
+    pub fn find(&self, id: &str) -> Result<&Entry> {
+        if let Some(entry) = self.entries.iter().find(|entry| entry.id.as_str() == id) {
+            return Ok(entry);
+        }
+        let mut near: Vec<(usize, &str)> = self
+            .entries
+            .iter()
+            .map(|entry| (distance(id, entry.id.as_str()), entry.id.as_str()))
+            .collect();
+        near.sort_by_key(|(distance, _)| *distance);
+        let names: Vec<&str> = near.iter().take(3).map(|(_, id)| *id).collect();
+        let hint = if names.is_empty() {
+            "the store holds no backup yet".to_owned()
+        } else {
+            format!(
+                "the nearest are {}; `pgark list` shows all",
+                names.join(", ")
+            )
+        };
+        Err(Error::usage(format!("there is no backup {id:?}")).hint(hint))
+    }
+
+    /// The newest backup of a kind that may be restored, and the newer ones that were passed over.
+    /// A legacy one counts as if it were good: call [`check_legacy`] on it, or use
+    /// [`Self::latest_good`], which does.
+    ///
+    /// # Errors
+    /// `Usage` when several databases could be meant; `Failed` when there is none.
+    pub fn latest(
+        &self,
+        kind: BackupKind,
+        database: Option<&str>,
+    ) -> Result<(&Entry, Vec<&Entry>)> {
+        let matching: Vec<&Entry> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.kind == kind)
+            .filter(|entry| database.is_none() || entry.database.as_deref() == database)
+            .collect();
+        let mut names: Vec<&str> = matching
+            .iter()
+            .filter_map(|e| e.database.as_deref())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.len() > 1 {
+            let newest: Vec<&str> = names
+                .iter()
+                .filter_map(|name| {
+                    let mut of_name = matching
+                        .iter()
+                        .filter(|e| e.database.as_deref() == Some(name));
+                    Some(of_name.next()?.id.as_str())
+                })
+                .collect();
+            return Err(Error::usage(format!(
+                "\"latest\" is ambiguous: there are backups of {}",
+                names.join(", ")
+            ))
+            .hint(format!("give --database, or an id: {}", newest.join(", "))));
+        }
+        let may = |entry: &&Entry| entry.good || entry.state == State::Legacy;
+        if let Some(at) = matching.iter().position(may) {
+            Ok((matching[at], matching[..at].to_vec()))
+        } else {
+            let of = database
+                .map(|name| format!(" of {name}"))
+                .unwrap_or_default();
+            let bad = matching.len();
+            Err(Error::failed(format!(
+                "there is no good {kind}{of} ({bad} that are not good)"
+            ))
+            .hint("`pgark list` shows what there is, and why it is not good"))
+        }
+    }
+
+    /// As [`Self::latest`], checking legacy backups on the way. One that is not good is marked
+    /// as failed in this catalog (not in the store) and passed over.
+    ///
+    /// # Errors
+    /// As [`Self::latest`], and as the store.
+    pub fn latest_good(
+        &mut self,
+        store: &dyn Store,
+        kind: BackupKind,
+        database: Option<&str>,
+    ) -> Result<(Entry, Vec<Entry>)> {
+        loop {
+            let (entry, skipped) = self.latest(kind, database)?;
+            let skipped = skipped.into_iter().cloned().collect();
+            let mut entry = entry.clone();
+            if entry.state != State::Legacy {
+                return Ok((entry, skipped));
+            }
+            match check_legacy(store, &entry) {
+                Ok(()) => {
+                    entry.good = true;
+                    return Ok((entry, skipped));
+                }
+                Err(error) if error.kind == crate::error::Kind::Damage => {
+                    let same = |e: &&mut Entry| e.id == entry.id && e.state == State::Legacy;
+                    if let Some(bad) = self.entries.iter_mut().find(same) {
+                        fail(bad, error.fact);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Levenshtein's distance in characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut corner = i;
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let change = corner + usize::from(from != *to);
+            corner = row[j + 1];
+            row[j + 1] = change.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,263 @@
+//! The manifest: the JSON record that makes a backup exist. Immutable once written.
+//!
+//! Unknown fields are ignored, so that a newer pgark may add some; a change that an older one would
+//! misread raises `format`.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::store::Key;
+use crate::units::{BackupId, BackupKind, Codec};
+
+/// The newest format that this pgark reads, and the one that it writes.
+pub const FORMAT: u32 = 1;
+
+/// One stored file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    pub name: String,
+    pub bytes: u64,
+    /// Of the file as stored, hex.
+    pub sha256: String,
+}
+
+/// What a dump holds of one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableCount {
+    /// Dump id of its `TABLE DATA` entry in pg_dump's table of contents.
+    #[serde(default)]
+    pub id: i32,
+    pub schema: String,
+    pub name: String,
+    pub rows: u64,
+    /// Uncompressed.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectCount {
+    pub count: u64,
+    pub bytes: u64,
+}
+
+/// An extension and its version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedVersion {
+    pub name: String,
+    pub version: String,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    /// The version that wrote it.
+    pub pgark: String,
+    pub id: BackupId,
+    pub kind: BackupKind,
+    #[serde(default)]
+    pub cluster: String,
+    #[serde(default)]
+    pub system_identifier: Option<String>,
+    #[serde(default)]
+    pub database: Option<String>,
+    pub started_at: Timestamp,
+    pub finished_at: Timestamp,
+    #[serde(default)]
+    pub server_version: String,
+    #[serde(default)]
+    pub server_version_num: u32,
+    /// The program that wrote the schema, with its version.
+    #[serde(default)]
+    pub dump_program: String,
+    /// As configured, for example `gzip:1`.
+    pub codec: String,
+    #[serde(default)]
+    pub encrypted: bool,
+    pub artefact: FileRecord,
+    #[serde(default)]
+    pub index: Option<FileRecord>,
+    /// Uncompressed.
+    #[serde(default)]
+    pub raw_bytes: u64,
+    #[serde(default)]
+    pub frames: u64,
+    #[serde(default)]
+    pub tables: Vec<TableCount>,
+    #[serde(default)]
+    pub rows: u64,
+    #[serde(default)]
+    pub large_objects: Option<ObjectCount>,
+    /// Entries of the dump's table of contents.
+    #[serde(default)]
+    pub entries: u64,
+    /// The database's own properties: owner, encoding, locale, settings, grants.
+    #[serde(default)]
+    pub properties: Option<serde_json::Value>,
+    #[serde(default)]
+    pub extensions: Vec<NamedVersion>,
+    /// The globals taken in the same run.
+    #[serde(default)]
+    pub globals: Option<BackupId>,
+    /// What an incremental base backup builds on.
+    #[serde(default)]
+    pub parent: Option<BackupId>,
+    /// What pg_dump and pgark warned about.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+impl Manifest {
+    /// A manifest of this pgark with everything unknown left empty. The commit fills in
+    /// `artefact`, `index`, `raw_bytes` and `frames`.
+    #[must_use]
+    pub fn new(
+        id: BackupId,
+        codec: Codec,
+        started_at: Timestamp,
+        finished_at: Timestamp,
+    ) -> Manifest {
+        Manifest {
+            format: FORMAT,
+            pgark: env!("CARGO_PKG_VERSION").to_owned(),
+            kind: id.kind(),
+            database: id.database(),
+            id,
+            cluster: String::new(),
+            system_identifier: None,
+            started_at,
+            finished_at,
+            server_version: String::new(),
+            server_version_num: 0,
+            dump_program: String::new(),
+            codec: codec.to_string(),
+            encrypted: false,
+            artefact: FileRecord::default(),
+            index: None,
+            raw_bytes: 0,
+            frames: 0,
+            tables: Vec::new(),
+            rows: 0,
+            large_objects: None,
+            entries: 0,
+            properties: None,
+            extensions: Vec::new(),
+            globals: None,
+            parent: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The JSON that is stored. Its last field, `check`, is the SHA-256 of all bytes before it,
+    /// so that a flipped bit in a name or a count shows too.
+    ///
+    /// # Errors
+    /// `Failed`; nothing in a manifest causes it.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        let mut json = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::failed(format!("the manifest of {}: {error}", self.id)))?;
+        // The closing "\n}" gives way to one more field.
+        json.truncate(json.len().saturating_sub(2));
+        let check = hex::encode(Sha256::digest(&json));
+        json.extend_from_slice(CHECK.as_bytes());
+        json.extend_from_slice(format!("{check}\"\n}}\n").as_bytes());
+        Ok(json)
+    }
+
+    /// Reads a manifest; `key` only names it in errors.
+    ///
+    /// # Errors
+    /// `Failed` for a newer format, `Damage` when it is not a manifest or not as it was written.
+    pub fn parse(key: &Key, json: &[u8]) -> Result<Manifest> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let hint = "copy it anew from another store; the artefact beside it may be whole";
+        let damage = |what: &dyn std::fmt::Display| {
+            Error::damage(format!("the manifest {key} is damaged: {what}")).hint(hint)
+        };
+        let checked = is_checked(json);
+        if checked == Some(false) {
+            return Err(damage(&"its check does not match"));
+        }
+        // First alone: a newer format may lack fields of this one.
+        let Version { format } = serde_json::from_slice(json).map_err(|error| damage(&error))?;
+        if format > FORMAT {
+            return Err(Error::failed(format!(
+                "the manifest {key} is of format {format}; this pgark reads up to {FORMAT}"
+            ))
+            .hint("upgrade pgark, or restore the artefact by hand with standard tools"));
+        }
+        if checked.is_none() {
+            return Err(damage(&"it does not end with its check"));
+        }
+        serde_json::from_slice(json).map_err(|error| damage(&error))
+    }
+}
+
+/// What begins the last field.
+const CHECK: &str = ",\n  \"check\": \"";
+
+/// Whether the check at the end holds; none when there is no check.
+fn is_checked(json: &[u8]) -> Option<bool> {
+    let at = json
+        .windows(CHECK.len())
+        .rposition(|window| window == CHECK.as_bytes())?;
+    let expected = format!("{}\"\n}}\n", hex::encode(Sha256::digest(&json[..at])));
+    Some(json[at + CHECK.len()..] == *expected.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    fn sample() -> (Key, Manifest) {
+        let time = "2025-01-22T02:00:15Z".parse().unwrap();
+        let id = BackupId::dump("app", time);
+        let key = Key::new("backup_app_20250122_020015.sql.gz.json").unwrap();
+        (key, Manifest::new(id, Codec::GZIP, time, time))
+    }
+
+    #[test]
+    fn fields_of_a_newer_minor_version_are_ignored() {
+        let (key, manifest) = sample();
+        let json = String::from_utf8(manifest.to_json().unwrap()).unwrap();
+        assert!(json.contains("\"2025-01-22T02:00:15Z\"") && json.contains("\"dump\""));
+        let (body, _) = json.split_once(CHECK).unwrap();
+        let newer = body.replacen('{', "{\"colour\": [1],", 1);
+        let check = hex::encode(Sha256::digest(&newer));
+        let newer = format!("{newer}{CHECK}{check}\"\n}}\n");
+        assert_eq!(Manifest::parse(&key, newer.as_bytes()).unwrap(), manifest);
+        let known: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(known["check"], json[json.len() - 68..json.len() - 4]);
+    }
+
+    #[test]
+    fn newer_format_and_damage_are_told_apart() {
+        let (key, _) = sample();
+        let error = Manifest::parse(&key, b"{\"format\": 2}").unwrap_err();
+        assert!(error.fact.contains("format 2; this pgark reads up to 1"));
+        assert!(error.kind == Kind::Failed && error.hint.unwrap().contains("upgrade"));
+        for bad in [&b""[..], b"{", b"{\"format\":1}", b"[]", b"\xff"] {
+            let error = Manifest::parse(&key, bad).unwrap_err();
+            assert_eq!(error.kind, Kind::Damage);
+            assert!(error.fact.contains(key.as_str()));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_damage() {
+        let (key, manifest) = sample();
+        let mut json = manifest.to_json().unwrap();
+        Manifest::parse(&key, &json).unwrap();
+        for bit in 0..json.len() * 8 {
+            json[bit / 8] ^= 1 << (bit % 8);
+            assert!(Manifest::parse(&key, &json).is_err(), "bit {bit}");
+            json[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Outcomes of verify and drill: small files beside the manifests, which are immutable.
+//!
+//! Invariant: when outcomes contradict each other (a crash between two steps), `failed` wins.
+//! So a failure is written before the good outcomes go, and goes after a good one is written.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Outcome, STATE_FOLDER, parse_state_key, state_key};
+use crate::error::{Error, Result};
+use crate::store::{self, Put, Store};
+use crate::units::BackupId;
+
+/// The content of a state file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub at: Timestamp,
+    /// Why it failed, or what was done.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Notes an outcome and takes back what it contradicts.
+///
+/// # Errors
+/// As the store.
+pub fn record(
+    store: &dyn Store,
+    id: &BackupId,
+    outcome: Outcome,
+    now: Timestamp,
+    reason: Option<&str>,
+) -> Result<()> {
+    let record = Record {
+        at: now,
+        reason: reason.map(str::to_owned),
+    };
+    let json = serde_json::to_vec(&record)
+        .map_err(|error| Error::failed(format!("the state of {id}: {error}")))?;
+    store::put(store, &state_key(id, outcome)?, &json, Put::Replace)?;
+    let contradicted: &[Outcome] = match outcome {
+        Outcome::Failed => &[Outcome::Verified, Outcome::Proven],
+        Outcome::Verified | Outcome::Proven => &[Outcome::Failed],
+    };
+    for other in contradicted {
+        store.delete(&state_key(id, *other)?)?;
+    }
+    Ok(())
+}
+
+/// Deletes every outcome of a backup.
+///
+/// # Errors
+/// As the store.
+pub fn forget(store: &dyn Store, id: &BackupId) -> Result<()> {
+    for outcome in Outcome::ALL {
+        store.delete(&state_key(id, outcome)?)?;
+    }
+    Ok(())
+}
+
+/// The outcome that counts for each backup, with the reason of a failure.
+pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, (Outcome, Option<String>)>> {
+    let mut states = BTreeMap::new();
+    for object in store.list(STATE_FOLDER)? {
+        let Some((id, outcome)) = parse_state_key(object.key.as_str()) else {
+            continue;
+        };
+        let reason = if outcome == Outcome::Failed {
+            // The file's name is the verdict; its content only explains.
+            let json = store::get(store, &object.key).ok().flatten();
+            json.and_then(|json| serde_json::from_slice::<Record>(&json).ok()?.reason)
+        } else {
+            None
+        };
+        let known = states.entry(id).or_insert((outcome, reason.clone()));
+        // Declared in this order: verified < proven < failed.
+        if outcome > known.0 {
+            *known = (outcome, reason);
+        }
+    }
+    Ok(states)
+}

@@ -1,0 +1,464 @@
+//! The command line as values. No effects: nothing is opened, read or connected here.
+//!
+//! Invariant: only what this version does is in the help; wrong usage ends with exit code 2
+//! (clap's own, and design §6).
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+
+use crate::config::Flags;
+
+/// PostgreSQL's `NAMEDATALEN` less one.
+const NAME_LEN_MAX: usize = 63;
+
+/// PostgreSQL backups that anyone can restore.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "pgark",
+    version,
+    disable_help_subcommand = true,
+    after_help = "\
+Set DB_HOST, DB_USER, DB_PASSWORD_FILE and DB_NAME, then: pgark backup
+Settings: docs/configuration.md. Exit codes: docs/exit-codes.md."
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub verb: Verb,
+
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Flags that every verb takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Global {
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Print no progress; errors and warnings remain
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+
+    /// Use this store only
+    #[arg(long, global = true, value_name = "NAME")]
+    pub store: Option<String>,
+
+    // Part of the contract, refused by `config::load` until there is a reader for it; a flag
+    // that does nothing but fail has no place in the help.
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// Where the backups lie.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Place {
+    /// Directory of the backups [BACKUP_DIR, else /backups]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// How much runs at once.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Width {
+    /// Parallel connections [BACKUP_JOBS, else the cores, at most 4]
+    #[arg(long, short, value_name = "N", value_parser = jobs)]
+    pub jobs: Option<usize>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum Verb {
+    /// Take a backup now
+    #[command(after_help = "\
+Examples:
+  pgark backup                                   what DB_NAME says
+  pgark backup --database app --dir /backups     one database, its name taken literally")]
+    Backup(Backup),
+
+    /// List backups, newest first
+    #[command(after_help = "\
+Examples:
+  pgark list
+  pgark list --before 2025-01-22 --json")]
+    List(List),
+
+    /// Show one backup: its tables, sizes and hashes
+    #[command(after_help = "\
+Example:
+  pgark show backup_app_20250122_020015")]
+    Show(Show),
+
+    /// Read backups back and check every byte
+    #[command(after_help = "\
+Examples:
+  pgark verify          the newest
+  pgark verify --all    every one; exit code 4 if one is damaged
+
+This proves that a backup is whole, not that it restores; a restore does.")]
+    Verify(Verify),
+
+    /// Restore a backup into a new database
+    #[command(after_help = "\
+Examples:
+  pgark restore                                  the newest, into <database>_restored_<time>
+  pgark restore latest --database app --into app_check
+  pgark restore backup_app_20250122_020015 --dry-run
+
+An existing database is never touched.")]
+    Restore(Restore),
+
+    /// Write a backup as plain SQL to stdout
+    #[command(after_help = "\
+Example:
+  pgark cat latest | psql -v ON_ERROR_STOP=1 -d app")]
+    Cat(Cat),
+
+    /// See it work: backup, disaster and restore on a throwaway server
+    #[command(after_help = "\
+Example:
+  pgark demo            needs PostgreSQL's server programs; leaves nothing behind")]
+    Demo(Demo),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Backup {
+    /// Back up this database, its name taken literally; may be repeated [DB_NAME]
+    #[arg(long, value_name = "NAME", value_parser = database)]
+    pub database: Vec<String>,
+
+    /// Expire nothing afterwards
+    #[arg(long)]
+    pub no_prune: bool,
+
+    /// gzip[:1-12], zstd[:1-19] or none [BACKUP_COMPRESSION, else gzip]
+    #[arg(long, value_name = "CODEC")]
+    pub compression: Option<String>,
+
+    #[command(flatten)]
+    pub width: Width,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct List {
+    /// Only backups older than this: 2025-01-22, "2025-01-22 02:00" (UTC) or RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub before: Option<Timestamp>,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Show {
+    /// A backup's id, or `latest`
+    #[arg(value_name = "BACKUP")]
+    pub backup: String,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Verify {
+    /// A backup's id, or `latest`
+    #[arg(
+        value_name = "BACKUP",
+        default_value = "latest",
+        conflicts_with = "all"
+    )]
+    pub backup: String,
+
+    /// Verify every backup
+    #[arg(long)]
+    pub all: bool,
+
+    #[command(flatten)]
+    pub width: Width,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Restore {
+    /// A backup's id, or `latest`
+    #[arg(value_name = "BACKUP", default_value = "latest")]
+    pub backup: String,
+
+    /// The database whose newest backup `latest` means
+    #[arg(long, value_name = "NAME", value_parser = database)]
+    pub database: Option<String>,
+
+    /// Name of the new database [<database>_restored_<time>]
+    #[arg(long, value_name = "NEW", value_parser = database)]
+    pub into: Option<String>,
+
+    /// Show the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Keep the half-made database if the restore fails
+    #[arg(long)]
+    pub keep: bool,
+
+    #[command(flatten)]
+    pub width: Width,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Cat {
+    /// A backup's id, or `latest`
+    #[arg(value_name = "BACKUP")]
+    pub backup: String,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Demo {
+    /// Keep the backups that it made, and say where
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Rows of the sample database, in percent of the usual (some 150 MB)
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub scale: u32,
+
+    #[command(flatten)]
+    pub width: Width,
+}
+
+impl Args {
+    /// What the configuration takes from the command line. `restore --database` is not among
+    /// it: that chooses a backup, not what to back up.
+    #[must_use]
+    pub fn flags(&self) -> Flags {
+        let mut flags = Flags {
+            config: self.global.config.clone(),
+            ..Flags::default()
+        };
+        let (place, width) = match &self.verb {
+            Verb::Backup(verb) => {
+                flags.database.clone_from(&verb.database);
+                flags.compression.clone_from(&verb.compression);
+                (Some(&verb.place), Some(&verb.width))
+            }
+            Verb::List(verb) => (Some(&verb.place), None),
+            Verb::Show(verb) => (Some(&verb.place), None),
+            Verb::Verify(verb) => (Some(&verb.place), Some(&verb.width)),
+            Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
+            Verb::Cat(verb) => (Some(&verb.place), None),
+            Verb::Demo(verb) => (None, Some(&verb.width)),
+        };
+        flags.dir = place.and_then(|place| place.dir.clone());
+        flags.jobs = width.and_then(|width| width.jobs);
+        flags
+    }
+}
+
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=64) => Ok(jobs),
+        _ => Err("expected a whole number from 1 to 64".to_owned()),
+    }
+}
+
+fn database(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("a database's name is not empty".to_owned())
+    } else if text.len() > NAME_LEN_MAX {
+        Err(format!(
+            "the name has {} bytes; PostgreSQL's names have at most {NAME_LEN_MAX}",
+            text.len()
+        ))
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// Parses a moment. Without an offset it is UTC, as every time that pgark prints.
+fn time(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let civil = match text.parse::<Date>() {
+        // A date alone is its midnight; one with a time parses below.
+        Ok(date) if text.len() <= 10 => date.to_datetime(jiff::civil::Time::midnight()),
+        _ => text.parse::<DateTime>().map_err(|_| {
+            "expected a time such as 2025-01-22, \"2025-01-22 02:00\" or 2025-01-22T02:00:00Z"
+                .to_owned()
+        })?,
+    };
+    civil
+        .to_zoned(TimeZone::UTC)
+        .map(|zoned| zoned.timestamp())
+        .map_err(|_| "the time is out of range".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use clap::CommandFactory;
+
+    fn parse(line: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("pgark").chain(line.iter().copied()))
+    }
+
+    #[test]
+    fn definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn backup_takes_names_literally_and_passes_its_flags_on() {
+        let args = parse(&[
+            "backup",
+            "--database",
+            "a,b",
+            "--database",
+            "*",
+            "--dir",
+            "/b",
+            "--jobs",
+            "3",
+            "--compression",
+            "zstd:3",
+            "--no-prune",
+            "--json",
+        ])
+        .unwrap();
+        let flags = args.flags();
+        assert_eq!(flags.database, ["a,b", "*"]);
+        assert_eq!(flags.dir, Some(PathBuf::from("/b")));
+        assert_eq!(
+            (flags.jobs, flags.compression.as_deref()),
+            (Some(3), Some("zstd:3"))
+        );
+        assert!(args.global.json);
+        assert!(matches!(
+            args.verb,
+            Verb::Backup(Backup { no_prune: true, .. })
+        ));
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_verb() {
+        for line in [["--json", "list"], ["list", "--json"]] {
+            assert!(parse(&line).unwrap().global.json, "{line:?}");
+        }
+        let flags = parse(&["list", "--config", "/x.toml"]).unwrap().flags();
+        assert_eq!(flags.config, Some(PathBuf::from("/x.toml")));
+    }
+
+    #[test]
+    fn restore_and_verify_mean_the_latest_by_default() {
+        let Verb::Restore(restore) = parse(&["restore", "--database", "app"]).unwrap().verb else {
+            panic!("another verb");
+        };
+        assert_eq!(
+            (restore.backup.as_str(), restore.database.as_deref()),
+            ("latest", Some("app"))
+        );
+        let args = parse(&["restore", "--database", "app"]).unwrap();
+        assert!(args.flags().database.is_empty(), "it chooses a backup");
+        let Verb::Verify(verify) = parse(&["verify", "--all"]).unwrap().verb else {
+            panic!("another verb");
+        };
+        assert!(verify.all && verify.backup == "latest");
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        let cases: &[&[&str]] = &[
+            &[],
+            &["no-such-verb"],
+            &["show"],
+            &["cat"],
+            &["verify", "x", "--all"],
+            &["backup", "--jobs", "0"],
+            &["backup", "--jobs", "65"],
+            &["backup", "--database", ""],
+            &["restore", "--into", ""],
+            &["list", "--before", "yesterday"],
+            &["list", "--jobs", "2"],
+        ];
+        for line in cases {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line:?}");
+        }
+        for line in [["--help"], ["--version"]] {
+            assert_eq!(parse(&line).unwrap_err().exit_code(), 0, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn times_without_an_offset_are_utc() {
+        for (text, expected) in [
+            ("2025-01-22", "2025-01-22T00:00:00Z"),
+            ("2025-01-22 02:00", "2025-01-22T02:00:00Z"),
+            ("2025-01-22T02:00:15", "2025-01-22T02:00:15Z"),
+            ("2025-01-22T02:00:15+02:00", "2025-01-22T00:00:15Z"),
+            ("2025-01-22T02:00:15Z", "2025-01-22T02:00:15Z"),
+        ] {
+            assert_eq!(time(text), Ok(expected.parse().unwrap()), "{text}");
+        }
+        for text in ["", "2025-13-01", "22.01.2025", "2025-01-22 25:00"] {
+            assert!(time(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn help_shows_what_exists_with_an_example_for_each_verb() {
+        let command = Args::command();
+        let verbs: Vec<&str> = command
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
+        assert_eq!(
+            verbs,
+            ["backup", "list", "show", "verify", "restore", "cat", "demo"]
+        );
+        for verb in command.get_subcommands() {
+            let example = verb.get_after_help().unwrap().to_string();
+            assert!(
+                example.contains(&format!("pgark {}", verb.get_name())),
+                "{example}"
+            );
+        }
+        let help = Args::command().render_long_help().to_string();
+        assert!(!help.contains("--config"), "{help}");
+    }
+
+    /// The page is for people with a failed job before them; it must name them all.
+    #[test]
+    fn every_exit_code_has_its_place_in_the_documentation() {
+        let page = include_str!("../../docs/exit-codes.md");
+        let kinds = [
+            Kind::Failed,
+            Kind::Usage,
+            Kind::Partial,
+            Kind::Damage,
+            Kind::Unreachable,
+            Kind::Busy,
+            Kind::Signal(2),
+            Kind::Signal(15),
+        ];
+        for kind in kinds {
+            assert!(
+                page.contains(&format!("| {} |", kind.exit_code())),
+                "{kind:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The command line: arguments in, one function per verb, tables or JSON out.
+//!
+//! Invariants: results go to stdout, everything else to stderr; an error is a fact and a way
+//! out, and its kind alone decides the exit code. A reader that closes stdout early
+//! (`| head`) is no failure.
+
+pub mod args;
+mod backup;
+mod demo;
+mod read;
+mod render;
+mod restore;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::args::{Args, Verb};
+use crate::app::App;
+use crate::cancel::Token;
+use crate::config::Environment;
+use crate::error::{Error, Result};
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "pgark: {error}");
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let cancel = Token::new();
+    watch_signals(&cancel)?;
+    if let Verb::Demo(demo) = &args.verb {
+        return demo::demo(demo, &args.global, &cancel);
+    }
+    let app = App::new(&args.flags(), Environment::from_process()?, cancel)?;
+    for warning in &app.config.warnings {
+        note(&format!("warning: {warning}"));
+    }
+    match &args.verb {
+        Verb::Backup(verb) => backup::backup(&app, verb, &args.global),
+        Verb::List(verb) => read::list(&app, verb, &args.global),
+        Verb::Show(verb) => read::show(&app, verb, &args.global),
+        Verb::Verify(verb) => read::verify(&app, verb, &args.global),
+        Verb::Cat(verb) => read::cat(&app, verb, &args.global),
+        Verb::Restore(verb) => restore::restore(&app, verb, &args.global),
+        Verb::Demo(_) => Ok(()),
+    }
+}
+
+/// The first SIGINT or SIGTERM asks for the end, a second one ends the process at once.
+fn watch_signals(cancel: &Token) -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ])?;
+    let cancel = cancel.clone();
+    std::thread::spawn(move || {
+        let mut asked = false;
+        for signal in &mut signals {
+            if asked {
+                std::process::exit(128 + signal);
+            }
+            asked = true;
+            note("ending; a second signal ends at once");
+            cancel.cancel(u8::try_from(signal).unwrap_or(15));
+        }
+    });
+    Ok(())
+}
+
+/// A line for people, on stderr.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "pgark: {text}");
+}
+
+/// Writes a result to stdout.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Error::failed(format!("cannot write to stdout: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Writes a JSON value and a newline to stdout.
+fn print_json(value: &serde_json::Value) -> Result<()> {
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| Error::failed(error.to_string()))?;
+    print(&format!("{text}\n"))
+}

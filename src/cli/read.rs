@@ -1,0 +1,297 @@
+//! `pgark list`, `show`, `verify`, `cat`: what reads the store and no database.
+
+use std::io::{Read, Write};
+
+use serde_json::json;
+
+use super::args::{Cat, Global, List, Show, Verify};
+use super::{note, print, print_json, render};
+use crate::app::App;
+use crate::archive::{Index, StoreReader, codec, reader};
+use crate::catalog::layout::{Outcome, Part};
+use crate::catalog::legacy::check_legacy;
+use crate::catalog::list::{Catalog, Entry, State};
+use crate::catalog::manifest::Manifest;
+use crate::catalog::state;
+use crate::error::{Error, Kind, Result};
+use crate::progress::Reporter;
+use crate::store::{self, Store};
+use crate::units::{BackupKind, ByteSize};
+use crate::verify::{self as check};
+
+pub(super) fn list(app: &App, verb: &List, global: &Global) -> Result<()> {
+    let (store, catalog) = app.catalog(global.store.as_deref())?;
+    let wanted = |entry: &&Entry| verb.before.is_none_or(|before| entry.started_at < before);
+    let entries: Vec<&Entry> = catalog.entries.iter().filter(wanted).collect();
+    if global.json {
+        let array = entries
+            .iter()
+            .map(|entry| render::entry_json(entry, store.name()))
+            .collect();
+        return print_json(&serde_json::Value::Array(array));
+    }
+    if entries.is_empty() {
+        note(&format!("no backups in {}", store.describe()));
+        return Ok(());
+    }
+    print(&render::list(&entries))
+}
+
+/// The entry that `BACKUP` means; `latest` names the newer ones that it passed over.
+pub(super) fn choose(
+    store: &dyn Store,
+    catalog: &mut Catalog,
+    backup: &str,
+    database: Option<&str>,
+) -> Result<Entry> {
+    if backup != "latest" {
+        // With one cluster, its name before the id is no error.
+        let id = backup.strip_prefix("main/").unwrap_or(backup);
+        return catalog.find(id).cloned();
+    }
+    let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
+    for newer in skipped {
+        let reason = newer
+            .reason
+            .as_deref()
+            .unwrap_or_else(|| render::state(newer.state));
+        note(&format!("passed over {}: {reason}", newer.id));
+    }
+    Ok(entry)
+}
+
+pub(super) fn show(app: &App, verb: &Show, global: &Global) -> Result<()> {
+    let (store, mut catalog) = app.catalog(global.store.as_deref())?;
+    let entry = choose(store.as_ref(), &mut catalog, &verb.backup, None)?;
+    if global.json {
+        let mut value = render::entry_json(&entry, store.name());
+        value["manifest"] = serde_json::to_value(&entry.manifest).unwrap_or_default();
+        return print_json(&value);
+    }
+    print(&render::page(&entry, &store.describe()))
+}
+
+pub(super) fn verify(app: &App, verb: &Verify, global: &Global) -> Result<()> {
+    let (store, mut catalog) = app.catalog(global.store.as_deref())?;
+    let entries = if verb.all {
+        catalog.entries.clone()
+    } else {
+        // Damage is what verify looks for: `latest` is the newest, good or not.
+        match verb.backup.as_str() {
+            "latest" => vec![newest(&catalog)?],
+            id => vec![choose(store.as_ref(), &mut catalog, id, None)?],
+        }
+    };
+    if entries.is_empty() {
+        note(&format!("no backups in {}", store.describe()));
+    }
+    let (mut results, mut damaged, mut unread) = (Vec::new(), Vec::new(), None);
+    for entry in &entries {
+        let progress = app.progress();
+        let reporter = Reporter::start("verify", std::sync::Arc::clone(&progress), global.quiet);
+        let result = verify_one(app, store.as_ref(), entry, &progress);
+        drop(reporter);
+        let (word, text) = match &result {
+            Ok(text) => ("good", text.clone()),
+            Err(error) if matches!(error.kind, Kind::Damage) => {
+                damaged.push(format!("{}: {}", entry.id, error.fact));
+                ("DAMAGED", error.fact.clone())
+            }
+            Err(error) if matches!(error.kind, Kind::Signal(_)) => return Err(error.clone()),
+            // Not damage (a newer format, a disk that does not read): the others go on.
+            Err(error) => {
+                unread.get_or_insert_with(|| error.clone());
+                ("NOT VERIFIED", error.fact.clone())
+            }
+        };
+        if global.json {
+            results.push(json!({"id": entry.id.as_str(), "ok": result.is_ok(), "detail": text}));
+        } else {
+            print(&format!("{}  {word}  {text}\n", entry.id))?;
+        }
+    }
+    if global.json {
+        print_json(&serde_json::Value::Array(results))?;
+    }
+    if damaged.is_empty() {
+        return unread.map_or(Ok(()), Err);
+    }
+    Err(Error::damage(format!(
+        "{} of {} backups are damaged: {}",
+        damaged.len(),
+        entries.len(),
+        damaged.join("; ")
+    ))
+    .hint("`pgark list` shows the others; take a new backup now"))
+}
+
+fn newest(catalog: &Catalog) -> Result<Entry> {
+    let dumps = catalog
+        .entries
+        .iter()
+        .filter(|entry| entry.kind == BackupKind::Dump);
+    dumps
+        .max_by_key(|entry| entry.started_at)
+        .cloned()
+        .ok_or_else(|| {
+            Error::failed("there is no backup to verify")
+                .hint("`pgark backup` takes one; --dir names another directory")
+        })
+}
+
+/// Verifies and records the outcome beside the backup.
+pub(super) fn verify_one(
+    app: &App,
+    store: &dyn Store,
+    entry: &Entry,
+    progress: &crate::progress::Progress,
+) -> Result<String> {
+    let result = verify_content(app, store, entry, progress);
+    let outcome = match &result {
+        Ok(_) => Some((Outcome::Verified, None)),
+        Err(error) if error.kind == Kind::Damage => {
+            Some((Outcome::Failed, Some(error.fact.as_str())))
+        }
+        Err(_) => None,
+    };
+    // A legacy backup has no state of its own: its checksum and last line are its state. Nor is
+    // one noted whose manifest cannot be read, which every listing sees anew: the format may only
+    // be newer than this pgark.
+    let notes = entry.state != State::Legacy && entry.manifest.is_some();
+    if let Some((outcome, reason)) = outcome.filter(|_| notes)
+        && let Err(error) = state::record(store, &entry.id, outcome, crate::clock::now(), reason)
+    {
+        note(&format!(
+            "warning: the outcome could not be recorded: {}",
+            error.fact
+        ));
+    }
+    result
+}
+
+fn verify_content(
+    app: &App,
+    store: &dyn Store,
+    entry: &Entry,
+    progress: &crate::progress::Progress,
+) -> Result<String> {
+    let key = entry.key(Part::Artefact)?;
+    if entry.state == State::Legacy {
+        check_legacy(store, entry)?;
+        let raw = check::decode_legacy(store, &key, entry.codec, progress, &app.cancel)?;
+        return Ok(format!(
+            "legacy: checksum, stream of {} and its last line hold",
+            ByteSize(raw)
+        ));
+    }
+    let Some(manifest) = &entry.manifest else {
+        // Read once more for its own error: a newer format is no damage.
+        let manifest_key = entry.key(Part::Manifest)?;
+        let json = store::get(store, &manifest_key)?.unwrap_or_default();
+        Manifest::parse(&manifest_key, &json)?;
+        let reason = entry.reason.clone();
+        return Err(Error::damage(
+            reason.unwrap_or_else(|| "it has no manifest".to_owned()),
+        ));
+    };
+    if entry.state == State::Missing {
+        return Err(Error::damage(
+            entry
+                .reason
+                .clone()
+                .unwrap_or_else(|| "its artefact is missing".to_owned()),
+        ));
+    }
+    let keys = (&key, &entry.key(Part::Index)?);
+    let done = check::verify(
+        store,
+        keys,
+        entry.codec,
+        manifest,
+        app.config.jobs,
+        progress,
+        &app.cancel,
+    )?;
+    Ok(format!(
+        "{} in {} frames, {} rows",
+        ByteSize(done.raw_bytes),
+        done.frames,
+        done.rows
+    ))
+}
+
+pub(super) fn cat(app: &App, verb: &Cat, global: &Global) -> Result<()> {
+    let (store, mut catalog) = app.catalog(global.store.as_deref())?;
+    let entry = choose(store.as_ref(), &mut catalog, &verb.backup, None)?;
+    let mut closed = false;
+    let mut stdout = std::io::stdout().lock();
+    let mut out = |bytes: &[u8]| {
+        let written = if bytes.is_empty() {
+            stdout.flush()
+        } else {
+            stdout.write_all(bytes)
+        };
+        match written {
+            Err(error) => {
+                // `| head` has what it wants: the end, but no failure.
+                closed = error.kind() == std::io::ErrorKind::BrokenPipe;
+                Err(Error::failed(format!("cannot write to stdout: {error}")))
+            }
+            Ok(()) => app.cancel.check(),
+        }
+    };
+    let result = pour(app, store.as_ref(), &entry, &mut out).and_then(|()| out(&[]));
+    if closed { Ok(()) } else { result }
+}
+
+/// Hands the whole text of a backup to `out`.
+fn pour(
+    app: &App,
+    store: &dyn Store,
+    entry: &Entry,
+    out: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let key = entry.key(Part::Artefact)?;
+    let index = entry.manifest.as_ref();
+    if let Some(record) = index.and_then(|manifest| manifest.index.as_ref()) {
+        let index = Index::read(store, &entry.key(Part::Index)?, &record.sha256)?;
+        check_size(entry, &index)?;
+        let (codec, jobs) = (entry.codec, app.config.jobs);
+        return reader::stream(store, &key, codec, &index, jobs, &mut |raw, _| out(raw));
+    }
+    if entry.state != State::Legacy {
+        let reason = entry.reason.as_deref().unwrap_or("it has no manifest");
+        return Err(Error::damage(format!("{} is not good: {reason}", entry.id))
+            .hint("by hand, at your own risk: gunzip -c FILE; `pgark list` shows other backups"));
+    }
+    check_legacy(store, entry)?;
+    let mut input = codec::decoder(entry.codec, StoreReader::open(store, &key)?)?;
+    let mut chunk = vec![0; 256 << 10];
+    loop {
+        let count = input
+            .read(&mut chunk)
+            .map_err(|error| Error::damage(format!("{key}: {error}")))?;
+        if count == 0 {
+            return Ok(());
+        }
+        out(&chunk[..count])?;
+    }
+}
+
+fn check_size(entry: &Entry, index: &Index) -> Result<()> {
+    let end = index
+        .frames
+        .last()
+        .map_or(0, |frame| frame.offset + frame.bytes);
+    if entry
+        .artefact
+        .as_ref()
+        .is_some_and(|object| object.bytes == end)
+    {
+        return Ok(());
+    }
+    Err(Error::damage(format!(
+        "{} is not as long as its index says",
+        entry.id
+    )))
+}

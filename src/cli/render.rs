@@ -1,0 +1,198 @@
+//! How backups look: as rows of a table, as a page, as JSON with stable fields. Pure.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::catalog::list::{Entry, State};
+use crate::catalog::manifest::Manifest;
+use crate::units::ByteSize;
+
+/// Aligns columns by their widest cell; two blanks between them, none at the end.
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = header.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let head: Vec<String> = header.iter().map(ToString::to_string).collect();
+    for row in std::iter::once(&head).chain(rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+/// The word for a state.
+pub(super) fn state(state: State) -> &'static str {
+    match state {
+        State::Taken => "taken",
+        State::Verified => "verified",
+        State::Proven => "proven",
+        State::Failed => "failed",
+        State::Missing => "missing",
+        State::Legacy => "legacy",
+    }
+}
+
+/// `list` for people.
+pub(super) fn list(entries: &[&Entry]) -> String {
+    let rows: Vec<Vec<String>> = entries
+        .iter()
+        .map(|entry| {
+            vec![
+                entry.id.to_string(),
+                state(entry.state).to_owned(),
+                ByteSize(entry.bytes).to_string(),
+                entry
+                    .raw_bytes
+                    .map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string()),
+                entry.started_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+                entry.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table(
+        &["BACKUP", "STATE", "SIZE", "RAW", "STARTED (UTC)", ""],
+        &rows,
+    )
+}
+
+/// One backup as JSON. The fields of design §6 are always there.
+pub(super) fn entry_json(entry: &Entry, store: &str) -> Value {
+    let stores: Vec<&str> = entry.artefact.iter().map(|_| store).collect();
+    json!({
+        "id": entry.id.as_str(),
+        "kind": entry.kind.to_string(),
+        "cluster": if entry.cluster.is_empty() { "main" } else { &entry.cluster },
+        "database": entry.database,
+        "started_at": entry.started_at,
+        "finished_at": entry.finished_at,
+        "state": state(entry.state),
+        "good": entry.good,
+        "reason": entry.reason,
+        "bytes": entry.bytes,
+        "raw_bytes": entry.raw_bytes,
+        "encrypted": entry.encrypted,
+        "stores": stores,
+        "sha256": entry.sha256,
+        "parent": entry.manifest.as_ref().and_then(|manifest| manifest.parent.as_ref()),
+    })
+}
+
+/// `show` for people.
+pub(super) fn page(entry: &Entry, store: &str) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{name:<16}{value}");
+        }
+    };
+    line("backup", entry.id.as_str());
+    line("kind", &entry.kind.to_string());
+    line("database", entry.database.as_deref().unwrap_or_default());
+    line("state", state(entry.state));
+    line("reason", entry.reason.as_deref().unwrap_or_default());
+    line("started", &entry.started_at.to_string());
+    line(
+        "finished",
+        &entry
+            .finished_at
+            .map(|time| time.to_string())
+            .unwrap_or_default(),
+    );
+    line(
+        "size",
+        &format!("{} ({} bytes)", ByteSize(entry.bytes), entry.bytes),
+    );
+    line("store", store);
+    line("sha256", entry.sha256.as_deref().unwrap_or_default());
+    if let Some(manifest) = &entry.manifest {
+        manifest_lines(manifest, &mut line);
+    }
+    if let Some(manifest) = entry
+        .manifest
+        .as_ref()
+        .filter(|manifest| !manifest.tables.is_empty())
+    {
+        let rows: Vec<Vec<String>> = manifest
+            .tables
+            .iter()
+            .map(|table| {
+                let name =
+                    format!("{}.{}", table.schema, table.name).replace(char::is_control, "?");
+                vec![
+                    name,
+                    table.rows.to_string(),
+                    ByteSize(table.bytes).to_string(),
+                ]
+            })
+            .collect();
+        text.push('\n');
+        text.push_str(&self::table(&["TABLE", "ROWS", "RAW"], &rows));
+    }
+    text
+}
+
+fn manifest_lines(manifest: &Manifest, line: &mut impl FnMut(&str, &str)) {
+    line(
+        "raw size",
+        &format!(
+            "{} in {} frames, {}",
+            ByteSize(manifest.raw_bytes),
+            manifest.frames,
+            manifest.codec
+        ),
+    );
+    line("server", &format!("PostgreSQL {}", manifest.server_version));
+    line(
+        "system id",
+        manifest.system_identifier.as_deref().unwrap_or_default(),
+    );
+    line("program", &manifest.dump_program);
+    if manifest.database.is_some() {
+        line(
+            "rows",
+            &format!("{} in {} tables", manifest.rows, manifest.tables.len()),
+        );
+    }
+    if let Some(objects) = manifest
+        .large_objects
+        .as_ref()
+        .filter(|objects| objects.count > 0)
+    {
+        line(
+            "large objects",
+            &format!("{} ({})", objects.count, ByteSize(objects.bytes)),
+        );
+    }
+    let extensions: Vec<String> = manifest
+        .extensions
+        .iter()
+        .map(|extension| format!("{} {}", extension.name, extension.version))
+        .collect();
+    line("extensions", &extensions.join(", "));
+    for warning in &manifest.warnings {
+        line("warning", &warning.replace(char::is_control, " "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_align_and_lines_end_without_blanks() {
+        let rows = vec![
+            vec!["a".into(), "1".into()],
+            vec!["längst".into(), String::new()],
+        ];
+        assert_eq!(
+            super::table(&["X", "N"], &rows),
+            "X       N\na       1\nlängst\n"
+        );
+    }
+}

@@ -1,0 +1,102 @@
+//! `docs/configuration.md`, from the table. A test holds the file to it.
+
+use std::fmt::Write as _;
+
+use super::table::{Section, Since, VARIABLES, Variable};
+
+const HEAD: &str = "\
+# Configuration
+
+<!-- Generated from the table in src/config/table.rs. After a change:
+     UPDATE_DOCS=1 cargo test --lib documentation_lists -->
+
+pgark reads flags and variables. The order: flag, variable, default.
+
+- Any variable may be given as `NAME_FILE`, the path of a file that holds the value (a
+  Docker secret). `NAME` and `NAME_FILE` together are an error. Exactly one newline at the
+  end of the file is dropped; a file with several lines is an error where one line is
+  expected.
+- An empty variable is unset, so that compose may pass `${X:-}`.
+- A malformed value ends pgark with exit code 2 and names the variable and the fix.
+- An unknown `BACKUP_*` or `PGARK_*` variable is a warning with the nearest name.
+- The default files of `DB_USER` and `DB_PASSWORD` may be absent, a file that you name may
+  not. A default file that exists counts as if you had named it.
+- What is *refused* would do harm if it were ignored: pgark ends with exit code 2. What
+  comes *later* is checked for its form and named in one warning when you run
+  `pgark backup`.
+
+The connection: first the `DB_*` variables, then `PG*` variables, the service file and
+`.pgpass` as libpq reads them, then the defaults below. `PGDATABASE` names one database.
+";
+
+/// The text of `docs/configuration.md`.
+#[must_use]
+pub fn markdown() -> String {
+    let mut out = HEAD.to_owned();
+    for section in Section::ALL {
+        // Writing to a String cannot fail.
+        let _ = write!(
+            out,
+            "\n## {}\n\n| variable | default | value | |\n| --- | --- | --- | --- |\n",
+            section.title()
+        );
+        for variable in VARIABLES.iter().filter(|row| row.section == section) {
+            out.push_str(&row(variable));
+        }
+    }
+    out
+}
+
+fn row(variable: &Variable) -> String {
+    let mut name = format!("`{}`", variable.name);
+    for alias in variable.aliases {
+        let _ = write!(name, ", alias `{alias}`");
+    }
+    let default = match (variable.default, variable.default_file) {
+        (Some(text), _) => format!("`{text}`"),
+        (None, Some(path)) => format!("the file `{path}`"),
+        (None, None) => "unset".to_owned(),
+    };
+    let mut text = variable.summary.to_owned();
+    match variable.since {
+        Since::Now => {}
+        Since::Later(feature) => {
+            let _ = write!(text, " *Later, with {feature}.*");
+        }
+        Since::Refused { what, .. } => {
+            let _ = write!(text, " *Refused by this version: {what}.*");
+        }
+        Since::With(other) => {
+            let _ = write!(text, " *Later, with `{other}`.*");
+        }
+    }
+    format!(
+        "| {name} | {default} | {} | {text} |\n",
+        variable.form.describe()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documentation_lists_exactly_the_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+        if std::env::var_os("UPDATE_DOCS").is_some_and(|value| value == "1") {
+            std::fs::write(path, markdown()).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            written == markdown(),
+            "docs/configuration.md is stale: UPDATE_DOCS=1 cargo test --lib documentation_lists"
+        );
+    }
+
+    #[test]
+    fn no_cell_breaks_its_table() {
+        for variable in VARIABLES {
+            assert_eq!(row(variable).matches('|').count(), 5, "{}", variable.name);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! The environment as a value, and the rules for one variable: aliases, `NAME_FILE`,
+//! default files, empty is unset.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{ErrorKind, Read};
+
+use super::databases::{self, Databases};
+use super::form::Form;
+use super::table::{VARIABLES, Variable};
+use crate::error::{Error, Result};
+
+/// More than any setting needs; bounds what a `_FILE` that names a device can cost.
+const FILE_LEN_MAX: u64 = 64 * 1024;
+
+/// The process's variables. Prints as their names only: some values are secrets.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// The variables of this process.
+    ///
+    /// # Errors
+    /// `Usage` when a variable of pgark or libpq is not UTF-8; others are left out.
+    pub fn from_process() -> Result<Self> {
+        Self::from_os(std::env::vars_os())
+    }
+
+    fn from_os(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<Self> {
+        let mut map = BTreeMap::new();
+        for (name, value) in variables {
+            let Ok(name) = name.into_string() else {
+                continue;
+            };
+            match value.into_string() {
+                Ok(value) => {
+                    map.insert(name, value);
+                }
+                Err(_) if concerns_us(&name) => {
+                    return Err(Error::usage(format!("the variable {name} is not UTF-8"))
+                        .hint("set it again in UTF-8, or unset it"));
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(Environment(map))
+    }
+
+    /// An environment of these variables only.
+    pub fn from_pairs<K: Into<String>, V: Into<String>>(
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let pairs = pairs.into_iter();
+        Environment(
+            pairs
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
+    }
+
+    /// A variable's value; an empty one is unset.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    /// The names that are set, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0
+            .keys()
+            .map(String::as_str)
+            .filter(|name| self.get(name).is_some())
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+fn concerns_us(name: &str) -> bool {
+    let base = name.strip_suffix("_FILE").unwrap_or(name);
+    ["PG", "BACKUP_", "DB_"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        || VARIABLES
+            .iter()
+            .any(|variable| variable.spellings().any(|known| known == base))
+}
+
+/// A value that never prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Secret(text)
+    }
+
+    /// The secret itself: for the connection and nothing else.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A value and who gave it. Not `Debug`: it may be a secret.
+#[derive(Clone)]
+pub(super) struct Setting {
+    pub text: String,
+    /// `--jobs`, `BACKUP_JOBS`, or `BACKUP_JOBS_FILE (/path)`.
+    pub source: String,
+}
+
+impl Setting {
+    pub(super) fn flag(name: &str, text: &str) -> Self {
+        Setting {
+            text: text.to_owned(),
+            source: name.to_owned(),
+        }
+    }
+
+    /// Whether the value has the variable's form.
+    pub(super) fn check(&self, variable: &Variable) -> Result<()> {
+        variable
+            .form
+            .check(&self.text)
+            .map_err(|fix| self.malformed(variable, &fix))
+    }
+
+    /// Parses a list of databases.
+    pub(super) fn parse_databases(&self) -> Result<Databases> {
+        databases::parse(&self.text)
+            .map_err(|fix| Error::usage(format!("{} is malformed: {fix}", self.source)))
+    }
+
+    fn malformed(&self, variable: &Variable, fix: &str) -> Error {
+        // A URL may carry a password.
+        let fact = if variable.secret || self.text.contains("://") {
+            format!("{} is malformed: {fix}", self.source)
+        } else {
+            let shown: String = self.text.chars().take(80).collect();
+            format!("{} is malformed: {shown:?}: {fix}", self.source)
+        };
+        Error::usage(fact).hint(match variable.default {
+            Some(default) => format!("correct it, or unset it for the default {default}"),
+            None => "correct it, or unset it".to_owned(),
+        })
+    }
+}
+
+/// Finds and checks a variable: by any of its names, as value or `_FILE`, else in its
+/// default file.
+pub(super) fn lookup(variable: &Variable, env: &Environment) -> Result<Option<Setting>> {
+    let mut found: Option<(Setting, bool)> = None;
+    for name in variable.spellings() {
+        let file_name = format!("{name}_FILE");
+        let direct = env.get(name).map(|text| (Setting::flag(name, text), false));
+        let file = env
+            .get(&file_name)
+            .map(|path| (Setting::flag(&file_name, path), true));
+        for next in [direct, file].into_iter().flatten() {
+            match &found {
+                None => found = Some(next),
+                // An alias that says the same is no contradiction.
+                Some(first) if first.0.text == next.0.text && first.1 == next.1 => {}
+                Some(first) => {
+                    return Err(Error::usage(format!(
+                        "{} and {} are both set",
+                        first.0.source, next.0.source
+                    ))
+                    .hint(format!("unset {} or {}", first.0.source, next.0.source)));
+                }
+            }
+        }
+    }
+    let setting = match found {
+        Some((setting, false)) => Some(setting),
+        Some((named, true)) => {
+            let source = format!("{} ({})", named.source, named.text);
+            Some(
+                read_file(variable, &named.text, source, true)?.ok_or_else(|| {
+                    Error::usage(format!(
+                        "{} names the empty file {}",
+                        named.source, named.text
+                    ))
+                    .hint(format!(
+                        "write the value into it, or unset {}",
+                        named.source
+                    ))
+                })?,
+            )
+        }
+        None => match variable.default_file {
+            Some(path) => {
+                let source = format!("{}_FILE ({path})", variable.name);
+                read_file(variable, path, source, false)?
+            }
+            None => None,
+        },
+    };
+    if let Some(setting) = &setting {
+        setting.check(variable)?;
+    }
+    Ok(setting)
+}
+
+/// Reads a value from a file, less exactly one trailing newline. None when it is empty, or
+/// absent and not `explicit`.
+fn read_file(
+    variable: &Variable,
+    path: &str,
+    source: String,
+    explicit: bool,
+) -> Result<Option<Setting>> {
+    let refuse = |why: String| Error::usage(format!("{source}: {why}"));
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => {}
+        Err(error)
+            if !explicit
+                && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => {
+            return Err(refuse(format!("the file cannot be read: {error}"))
+                .hint("mount the file where pgark's user can read it, or name another one"));
+        }
+    }
+    if bytes.len() as u64 > FILE_LEN_MAX {
+        return Err(
+            refuse(format!("the file is longer than {FILE_LEN_MAX} bytes"))
+                .hint("it should hold the value and nothing else"),
+        );
+    }
+    let mut text = String::from_utf8(bytes)
+        .map_err(|_| refuse("the file is not UTF-8".to_owned()).hint("write it again in UTF-8"))?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    if text.contains(['\n', '\r']) && !variable.form.holds_lines() {
+        let hint = if matches!(variable.form, Form::Path) {
+            format!(
+                "{} takes the path itself: set it, without _FILE",
+                variable.name
+            )
+        } else {
+            "leave one line in it: the value and nothing else".to_owned()
+        };
+        return Err(refuse("the file holds several lines".to_owned()).hint(hint));
+    }
+    Ok((!text.is_empty()).then_some(Setting { text, source }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    #[test]
+    fn variable_of_ours_that_is_not_utf8_is_an_error_others_are_left_out() {
+        let odd = || OsString::from_vec(vec![b'a', 0xFF]);
+        for name in [
+            "DB_PASSWORD",
+            "DB_PASSWORD_FILE",
+            "PGPASSWORD",
+            "BACKUP_X",
+            "S3_BUCKET",
+        ] {
+            let error = Environment::from_os([(name.into(), odd())].into_iter()).unwrap_err();
+            assert!(error.fact.contains(name), "{}", error.fact);
+        }
+        let env = Environment::from_os([("LS_COLORS".into(), odd())].into_iter()).unwrap();
+        assert_eq!(env.get("LS_COLORS"), None);
+    }
+
+    #[test]
+    fn debug_shows_no_values() {
+        let env = Environment::from_pairs([("DB_PASSWORD", "hunter2")]);
+        let shown = format!("{env:?} {:?}", Secret::new("hunter2".to_owned()));
+        assert!(
+            !shown.contains("hunter2") && shown.contains("***"),
+            "{shown}"
+        );
+    }
+
+    fn with_default_file(path: &std::path::Path) -> Variable {
+        let path: &'static str = Box::leak(path.display().to_string().into_boxed_str());
+        Variable {
+            default_file: Some(path),
+            ..*VARIABLES
+                .iter()
+                .find(|row| row.name == "DB_PASSWORD")
+                .unwrap()
+        }
+    }
+
+    #[test]
+    fn default_secret_file_may_be_absent_and_yields_to_the_variable() {
+        let dir = super::super::tests::scratch("default_secret");
+        let path = dir.join("db_password");
+        let variable = with_default_file(&path);
+        let none = Environment::default();
+        assert!(lookup(&variable, &none).unwrap().is_none());
+        std::fs::write(&path, "from file\r\n").unwrap();
+        let found = lookup(&variable, &none).unwrap().unwrap();
+        assert_eq!(found.text, "from file");
+        assert!(found.source.contains("db_password"), "{}", found.source);
+        let set = Environment::from_pairs([("DB_PASSWORD", "direct")]);
+        assert_eq!(lookup(&variable, &set).unwrap().unwrap().text, "direct");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn default_secret_file_that_exists_and_cannot_be_read_is_an_error() {
+        // A directory is unreadable for root as well.
+        let dir = super::super::tests::scratch("unreadable_secret");
+        let Err(error) = lookup(&with_default_file(&dir), &Environment::default()) else {
+            panic!("accepted");
+        };
+        assert!(
+            error.fact.contains(&dir.display().to_string()),
+            "{}",
+            error.fact
+        );
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,23 @@
+//! pgark: PostgreSQL backups that anyone can restore.
+//!
+//! The modules are the rooms of a house with floors; arrows point down only, and
+//! `tests/tidy.rs` holds them to it. ARCHITECTURE.md is the map.
+
+pub mod app;
+pub mod archive;
+pub mod backup;
+pub mod cancel;
+pub mod catalog;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod postgres;
+pub mod progress;
+pub mod restore;
+pub mod store;
+pub mod units;
+pub mod verify;
+
+#[cfg(test)]
+mod pipeline_tests;

@@ -1,0 +1,8 @@
+//! Bringing backups back.
+
+pub mod dump;
+mod execute;
+pub mod legacy;
+pub mod plan;
+mod schedule;
+mod target;

@@ -1,0 +1,178 @@
+//! Re-reads, re-hashes and decodes backups.
+//!
+//! For a dump: the artefact's hash and length, every frame's hash, decoding and length, the index
+//! against the manifest, and the rows of every frame, counted in its text, against both. Does
+//! not prove that PostgreSQL accepts the script; a drill does.
+//!
+//! Invariant: nothing is written to the store but the outcome, and an outcome never turns a
+//! failed backup into a good one unless everything was read again and holds.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::archive::codec;
+use crate::archive::index::Index;
+use crate::archive::reader;
+use crate::archive::script::Meaning;
+use crate::cancel::Token;
+use crate::catalog::manifest::Manifest;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::store::{self, Key, Store, StoreReader};
+use crate::units::Codec;
+
+/// What was read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Verified {
+    pub bytes: u64,
+    pub raw_bytes: u64,
+    pub frames: u64,
+    pub rows: u64,
+}
+
+/// Verifies a backup that has a manifest.
+///
+/// # Errors
+/// `Damage` at the first difference, with its place.
+pub fn verify(
+    store: &dyn Store,
+    keys: (&Key, &Key),
+    codec: Codec,
+    manifest: &Manifest,
+    threads: usize,
+    progress: &Progress,
+    cancel: &Token,
+) -> Result<Verified> {
+    let (key, index_key) = keys;
+    let damage = |what: String| Error::damage(format!("{key}: {what}"));
+    let (bytes, sha256) = store::hash(store, key)?;
+    if bytes != manifest.artefact.bytes {
+        return Err(damage(format!(
+            "it has {bytes} bytes, the manifest says {}",
+            manifest.artefact.bytes
+        )));
+    }
+    if sha256 != manifest.artefact.sha256 {
+        return Err(damage(
+            "its SHA-256 is not the one in the manifest".to_owned(),
+        ));
+    }
+    let record = manifest
+        .index
+        .as_ref()
+        .ok_or_else(|| damage("its manifest names no index".to_owned()))?;
+    let index = Index::read(store, index_key, &record.sha256)?;
+    let counts = decode_frames(store, key, codec, &index, threads, progress, cancel)?;
+    let mut verified = Verified {
+        bytes,
+        frames: index.frames.len() as u64,
+        ..Verified::default()
+    };
+    verified.raw_bytes = index.frames.iter().map(|frame| frame.raw_bytes).sum();
+    for table in &manifest.tables {
+        let rows = counts.get(&table.id).copied().unwrap_or(0);
+        if rows != table.rows {
+            return Err(damage(format!(
+                "{rows} rows of {}.{}, the manifest says {}",
+                table.schema, table.name, table.rows
+            )));
+        }
+        verified.rows += rows;
+    }
+    if verified.raw_bytes != manifest.raw_bytes || verified.frames != manifest.frames {
+        return Err(damage(
+            "the manifest counts other frames than the index".to_owned(),
+        ));
+    }
+    Ok(verified)
+}
+
+/// Decodes every frame on `threads` threads; gives the rows by table.
+fn decode_frames(
+    store: &dyn Store,
+    key: &Key,
+    codec: Codec,
+    index: &Index,
+    threads: usize,
+    progress: &Progress,
+    cancel: &Token,
+) -> Result<BTreeMap<i32, u64>> {
+    let next = AtomicUsize::new(0);
+    let counts = Mutex::new(BTreeMap::new());
+    let work = || -> Result<()> {
+        while let Some(frame) = index.frames.get(next.fetch_add(1, Ordering::Relaxed)) {
+            cancel.check()?;
+            let raw = reader::read_frame(store, key, codec, frame)?;
+            if let Meaning::Rows {
+                id,
+                rows,
+                head,
+                tail,
+                ..
+            } = Meaning::from_json(&frame.meaning)?
+            {
+                let text = raw
+                    .len()
+                    .checked_sub(tail)
+                    .and_then(|end| raw.get(head..end));
+                let counted = text.map(|text| memchr::memchr_iter(b'\n', text).count() as u64);
+                if counted != Some(rows) {
+                    return Err(Error::damage(format!(
+                        "{key}: the frame at {} holds other rows than its index says",
+                        frame.offset
+                    )));
+                }
+                *counts
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .entry(id)
+                    .or_insert(0) += rows;
+            }
+            progress.add(raw.len() as u64, 0);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let results: Vec<Result<()>> = handles
+            .into_iter()
+            .map(|handle| {
+                handle
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::failed("a thread of verify panicked")))
+            })
+            .collect();
+        results.into_iter().collect::<Result<()>>()
+    })?;
+    Ok(counts.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Decodes a legacy backup's whole stream; gives its raw length.
+///
+/// # Errors
+/// `Damage` when the stream cannot be decoded.
+pub fn decode_legacy(
+    store: &dyn Store,
+    key: &Key,
+    codec: Codec,
+    progress: &Progress,
+    cancel: &Token,
+) -> Result<u64> {
+    let mut input = codec::decoder(codec, StoreReader::open(store, key)?)?;
+    let mut chunk = vec![0; 256 << 10];
+    let mut total = 0;
+    loop {
+        cancel.check()?;
+        let count = input
+            .read(&mut chunk)
+            .map_err(|error| Error::damage(format!("{key}: {error}")))?;
+        if count == 0 {
+            return Ok(total);
+        }
+        total += count as u64;
+        progress.add(count as u64, 0);
+    }
+}

@@ -1,0 +1,23 @@
+//! The one integration test binary: one link step, one harness.
+//!
+//! `scripts/setup.sh test` prepares what the tests need; `make test` runs both.
+
+// Names on a store are exact.
+#![allow(clippy::case_sensitive_file_extension_comparisons)]
+
+mod bad_luck;
+mod cli;
+mod connection;
+mod demo;
+mod drop_block;
+mod environment;
+mod interrupted;
+mod killed;
+mod kinds;
+mod mid_dump;
+mod round_trip;
+mod session;
+mod store_damage;
+mod support;
+mod tidy;
+mod trip;

@@ -1,0 +1,202 @@
+//! Settings of roles and databases change nothing in a dump, and encodings survive.
+
+use crate::support::{PASSWORD, Pgark, Server, TempDir, assert_same, run};
+use crate::trip::{backup, backup_command, contents, only_dump, psql_restore, restore_command};
+use std::path::Path;
+use std::process::Command;
+
+/// The script without what differs from dump to dump, and without the database's properties.
+fn script(file: &Path) -> String {
+    let unpacked = run(Command::new("gunzip").arg("-c").arg(file)).assert_code(0);
+    let volatile = ["-- pgark: ", "\\restrict ", "\\unrestrict "];
+    let body = unpacked
+        .stdout
+        .split("-- The database's own properties")
+        .next()
+        .unwrap();
+    let lines = body
+        .lines()
+        .filter(|line| !volatile.iter().any(|start| line.starts_with(start)));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+const ROWS: &str = "
+    CREATE SCHEMA app; CREATE TYPE app.mood AS ENUM ('fine');
+    CREATE TABLE app.odd (f float8, g real, d date, ts timestamptz, i interval, b bytea, x xml, m app.mood, n numeric, a text[]);
+    INSERT INTO app.odd VALUES (pi(), 0.1::real + 0.2::real, '2025-01-02', '2025-01-02 03:04:05.123456+00', '1 year 2 mons -3 days 04:05:06.7',
+      '\\xde00ad', 'content only', 'fine', 1e-20, '{a,NULL,\"c d\"}'), ('infinity', 'NaN', 'infinity', '-infinity', '-1 day', '', '<a/>', NULL, 'NaN', '{}');
+    CREATE VIEW app.shown AS SELECT f + 1.1 AS f, d + interval '1 day 2 hours' AS d FROM app.odd WHERE d > '2025-02-01'::date;
+    CREATE TABLE app.defaults (d date DEFAULT '2025-01-02'::date, i interval DEFAULT '1 day 2 hours'::interval, f float8 DEFAULT 0.1::float8);
+    CREATE INDEX ON app.odd (f) WHERE d > '2025-02-01'::date;
+";
+
+#[test]
+fn settings_of_role_and_database_leave_the_dump_as_it_is() {
+    let server = Server::start(17);
+    server.createdb("app");
+    server.psql("app", ROWS);
+    server.psql(
+        "app",
+        &format!("CREATE ROLE odd SUPERUSER LOGIN PASSWORD '{PASSWORD}'"),
+    );
+    let [usual, odd] = [TempDir::new(), TempDir::new()];
+    let expected = script(&backup(&server, "app", &usual).file);
+    for subject in ["ROLE odd", "DATABASE app"] {
+        let settings = [
+            "extra_float_digits = -10",
+            "DateStyle = 'German, DMY'",
+            "IntervalStyle = sql_standard",
+            "search_path = app, pg_catalog",
+            "statement_timeout = '500ms'",
+            "lock_timeout = '500ms'",
+            "default_transaction_read_only = on",
+            "default_transaction_deferrable = on",
+            "default_transaction_isolation = serializable",
+            "bytea_output = escape",
+            "client_encoding = LATIN1",
+            "xmloption = document",
+            "row_security = off",
+            "client_min_messages = error",
+            "transaction_timeout = '500ms'",
+            "idle_in_transaction_session_timeout = '500ms'",
+            "synchronize_seqscans = on",
+            "default_tablespace = 'nowhere'",
+            "TimeZone = 'Asia/Kathmandu'",
+        ];
+        let alter = |setting: &&str| format!("ALTER {subject} SET {setting};");
+        // A database in a hurry would refuse its own ALTERs.
+        let sql: String = settings.iter().map(alter).collect();
+        server.psql("postgres", &sql);
+    }
+    let command = backup_command(&server, "app", odd.path()).env("DB_USER", "odd");
+    command.run().assert_code(0);
+    let found = script(&only_dump(odd.path()).unwrap().file);
+    // Only what an offset says of a moment may differ, and does not as long as it is the same.
+    assert_same(
+        "dumps under other settings",
+        &moments(&expected),
+        &moments(&found),
+    );
+    restore_command(&server, odd.path(), "again")
+        .env("DB_USER", "odd")
+        .run()
+        .assert_code(0);
+    assert_eq!(
+        server.psql("again", "SET statement_timeout = 0; SELECT count(*) FROM app.odd WHERE f = pi() OR d = 'infinity'"),
+        "2"
+    );
+}
+
+/// pg_dump leaves the time zone alone, too: the same moment with another offset.
+fn moments(script: &str) -> String {
+    script
+        .replace("2025-01-02 03:04:05.123456+00", "MOMENT")
+        .replace("2025-01-02 08:49:05.123456+05:45", "MOMENT")
+}
+
+#[test]
+fn row_security_is_an_error_that_names_the_table_and_never_fewer_rows() {
+    let server = Server::start(17);
+    server.createdb("app");
+    server.psql(
+        "app",
+        &format!(
+            "CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}' IN ROLE pg_read_all_data; ALTER ROLE reader SET row_security = on;
+             CREATE TABLE guarded (id int); INSERT INTO guarded VALUES (1), (2);
+             ALTER TABLE guarded ENABLE ROW LEVEL SECURITY; CREATE POLICY one ON guarded USING (id = 1)"
+        ),
+    );
+    let store = TempDir::new();
+    backup_command(&server, "app", store.path())
+        .env("DB_USER", "reader")
+        .run()
+        .assert_code(1)
+        .assert_says("guarded")
+        .assert_says("row-level security");
+    assert!(only_dump(store.path()).is_none());
+    server.psql("app", "ALTER ROLE reader BYPASSRLS");
+    let _ = backup_command(&server, "app", store.path())
+        .env("DB_USER", "reader")
+        .run();
+    assert_eq!(
+        only_dump(store.path()).unwrap().tables(),
+        [("public.guarded".to_owned(), 2)]
+    );
+}
+
+fn encoded(encoding: &str, sql: &str, manifest_name: &str) {
+    let server = Server::start(17);
+    let create = |name: &str| {
+        server.psql(
+            "postgres",
+            &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"),
+        );
+    };
+    create("app");
+    server.psql("app", sql);
+    let store = TempDir::new();
+    let taken = backup(&server, "app", &store);
+    let names: Vec<String> = taken.tables().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, [manifest_name]);
+    let look = |database: &str| {
+        let bytes = "SELECT encode(convert_to(t::text, current_setting('server_encoding')), 'hex') FROM only_table t;";
+        [
+            contents(&server, database),
+            server.psql(database, &format!("SHOW server_encoding; {bytes}")),
+        ]
+        .join("\n")
+    };
+    let expected = look("app");
+    create("by_psql");
+    psql_restore(&server, &taken.file, "by_psql");
+    assert_same("psql into an empty database", &expected, &look("by_psql"));
+    psql_restore(&server, &taken.file, "by_psql");
+    assert_same("psql over the database itself", &expected, &look("by_psql"));
+    restore_command(&server, store.path(), "by_pgark")
+        .run()
+        .assert_code(0);
+    assert_same("pgark restore", &expected, &look("by_pgark"));
+    Pgark::new(["verify"])
+        .store(store.path())
+        .run()
+        .assert_code(0);
+}
+
+const NAMED: &str = "SET client_encoding = 'UTF8'; CREATE TYPE \"KIND\" AS ENUM ('VALUE'); CREATE SCHEMA \"NAME\";
+    CREATE TABLE \"NAME\".\"NAME\" (\"NAME\" text DEFAULT 'VALUE', t \"KIND\");
+    INSERT INTO \"NAME\".\"NAME\" VALUES (E'VALUE \\t\\\\ x', 'VALUE'); COMMENT ON TABLE \"NAME\".\"NAME\" IS 'VALUE';
+    CREATE VIEW only_table AS SELECT * FROM \"NAME\".\"NAME\"; CREATE INDEX \"VALUE\" ON \"NAME\".\"NAME\" (\"NAME\")";
+
+#[test]
+fn latin1_database_comes_back() {
+    let sql = NAMED
+        .replace("NAME", "größe")
+        .replace("'VALUE", "'ÿ£é")
+        .replace("\"VALUE", "\"ÿ£é")
+        .replace("KIND", "Ñ");
+    encoded("LATIN1", &sql, "größe.größe");
+}
+
+#[test]
+fn euc_jp_database_comes_back() {
+    let sql = NAMED
+        .replace("NAME", "表")
+        .replace("'VALUE", "'日本語ソ")
+        .replace("\"VALUE", "\"日本語ソ")
+        .replace("KIND", "型");
+    encoded("EUC_JP", &sql, "表.表");
+}
+
+#[test]
+fn database_without_an_encoding_comes_back() {
+    let sql = r"
+        CREATE FUNCTION raw(bytea) RETURNS text LANGUAGE sql AS $$SELECT convert_from($1, 'SQL_ASCII')$$;
+        DO $$BEGIN
+          EXECUTE format('CREATE TABLE %I (%I text DEFAULT %L)', raw('\x74ff'), raw('\xe9'), raw('\xfffe80'));
+          EXECUTE format('INSERT INTO %I VALUES (%L), (%L)', raw('\x74ff'), raw('\xe4f6fc'), raw('\xc3a4'));
+          EXECUTE format('CREATE VIEW only_table AS SELECT * FROM %I', raw('\x74ff'));
+          EXECUTE format('COMMENT ON TABLE %I IS %L', raw('\x74ff'), raw('\xa4'));
+          EXECUTE format('CREATE INDEX %I ON %I (%I)', raw('\xfe'), raw('\x74ff'), raw('\xe9'));
+        END$$";
+    encoded("SQL_ASCII", sql, "public.t\u{fffd}");
+}
