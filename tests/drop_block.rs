@@ -104,6 +104,50 @@ fn what_was_made_later_and_depends_on_ours_is_named_before_anything_is_dropped()
     psql_restore(&server, &taken.file, "app");
 }
 
+/// Renamed since the dump, a table keeps the names of its indexes and sequences: those that
+/// the dump wants back.
+#[test]
+fn what_belongs_to_a_table_renamed_since_is_named_before_anything_is_dropped() {
+    let server = Server::start(17);
+    let cases = [
+        (
+            "id int PRIMARY KEY",
+            "index public.orders_pkey of constraint",
+        ),
+        ("id int UNIQUE", "index public.orders_id_key of constraint"),
+        (
+            "id int, EXCLUDE (id WITH =)",
+            "index public.orders_id_excl of constraint",
+        ),
+        ("id serial", "sequence public.orders_id_seq of column id"),
+        (
+            "id int GENERATED ALWAYS AS IDENTITY",
+            "sequence public.orders_id_seq of column id",
+        ),
+    ];
+    for (i, (columns, name)) in cases.iter().enumerate() {
+        let database = format!("app{i}");
+        server.createdb(&database);
+        server.psql(&database, &format!("CREATE TABLE orders ({columns})"));
+        let store = TempDir::new();
+        let taken = backup(&server, &database, &store);
+        server.psql(
+            &database,
+            "ALTER TABLE orders RENAME TO orders_old; CREATE TABLE orders (id int)",
+        );
+        let before = contents(&server, &database);
+        server
+            .psql_file(&database, &taken.file)
+            .assert_code(3)
+            .assert_says("nothing was dropped")
+            .assert_says(name)
+            .assert_says("orders_old");
+        assert_same(columns, &before, &contents(&server, &database));
+        server.psql(&database, "DROP TABLE orders_old");
+        psql_restore(&server, &taken.file, &database);
+    }
+}
+
 #[test]
 fn what_is_not_of_the_dump_survives_a_restore_over_the_database() {
     let server = Server::start(17);
@@ -168,6 +212,24 @@ fn a_restore_over_a_subscription_leaves_the_publishers_slot() {
     let look = "SELECT subslotname, subenabled, (SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'kept') FROM pg_subscription";
     assert_eq!(server.psql("app", look), "kept|f|1");
     server.psql("app", "ALTER SUBSCRIPTION s SET (slot_name = NONE)");
+}
+
+/// It would refuse the drops half-way.
+#[test]
+fn an_event_trigger_of_the_target_that_refuses_ddl_does_not_stop_the_file() {
+    let server = Server::start(17);
+    server.createdb("app");
+    server.psql("app", OURS);
+    let store = TempDir::new();
+    let taken = backup(&server, "app", &store);
+    server.psql(
+        "app",
+        "CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no DDL here'; END$$;
+         CREATE EVENT TRIGGER guard ON ddl_command_start EXECUTE FUNCTION public.refuse()",
+    );
+    let before = contents(&server, "app");
+    psql_restore(&server, &taken.file, "app");
+    assert_same("the database", &before, &contents(&server, "app"));
 }
 
 #[test]

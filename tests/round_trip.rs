@@ -118,3 +118,41 @@ fn zstd_dump_restores_with_standard_tools() {
         .args(["-c", "sha256sum --quiet -c *.sha256"]))
     .assert_code(0);
 }
+
+/// Roles and tablespaces that exist are no error; what is missing comes back.
+#[test]
+fn globals_restore_over_themselves_and_bring_back_what_is_missing() {
+    let server = Server::start(17);
+    let place = TempDir::new();
+    place.give_to_postgres();
+    let location = place.path().display();
+    server.psql(
+        "postgres",
+        r#"CREATE ROLE "odd $pgark$ 'role"" ;" LOGIN PASSWORD 'x'; CREATE ROLE plain IN ROLE "odd $pgark$ 'role"" ;""#,
+    );
+    server.psql(
+        "postgres",
+        &format!("CREATE TABLESPACE \"odd \"\" space\" OWNER plain LOCATION '{location}'"),
+    );
+    server.createdb("app");
+    let store = TempDir::new();
+    backup(&server, "app", &store);
+    let file = std::fs::read_dir(store.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            name.starts_with("globals_") && name.ends_with(".sql.gz")
+        })
+        .unwrap();
+    let state = "SELECT rolname, rolcanlogin, (SELECT string_agg(m.roleid::regrole::text, ',') FROM pg_auth_members m WHERE m.member = r.oid), \
+        (SELECT string_agg(spcname, ',') FROM pg_tablespace) FROM pg_roles r ORDER BY 1";
+    let before = server.psql("postgres", state);
+    // psql of PostgreSQL 17.
+    server.psql_file("postgres", &file).assert_code(0);
+    assert_same("over itself", &before, &server.psql("postgres", state));
+    server.psql("postgres", r#"DROP TABLESPACE "odd "" space""#);
+    server.psql("postgres", "DROP ROLE plain");
+    server.psql_file("postgres", &file).assert_code(0);
+    assert_same("what was missing", &before, &server.psql("postgres", state));
+}

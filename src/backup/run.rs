@@ -211,10 +211,7 @@ fn lock_cluster(target: &Target) -> Result<Client> {
         .to_string_lossy()
         .into_owned();
     let who = format!("pgark backup, process {} on {host}", std::process::id());
-    client.execute(format!(
-        "SET application_name = {}; SET idle_session_timeout = 0",
-        quote_literal(&who)
-    ))?;
+    client.execute(format!("SET application_name = {}", quote_literal(&who)))?;
     let rows = client.query(format!(
         "SELECT pg_catalog.pg_try_advisory_lock({LOCK_CLASS}, {LOCK_DUMP})"
     ))?;

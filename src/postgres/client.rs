@@ -25,6 +25,13 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// COPY IN is sent in messages of this size; between them the server's answer is looked for.
 const COPY_IN_BYTES: usize = 128 * 1024;
 
+/// Timeouts of a role or a database are made for applications: a lock held for hours, a COPY
+/// of hours and `CREATE DATABASE` are none. The last two exist on newer servers only.
+const NO_TIMEOUTS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
+    SET idle_in_transaction_session_timeout = 0; \
+    SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+    WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
+
 /// One session. Blocking; may move between threads.
 pub struct Client {
     link: Link,
@@ -46,7 +53,8 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Connects to the first host and address of `target` that serves.
+    /// Connects to the first host and address of `target` that serves. No timeout that is set
+    /// for the role or the database ends the session or one of its statements.
     ///
     /// # Errors
     /// With a hint for a person: host down, wrong password, no such database, …
@@ -54,13 +62,15 @@ impl Client {
         let session = connect::connect(target)?;
         let mut link = session.link;
         link.whom = session.target.describe();
-        Ok(Client {
+        let mut client = Client {
             link,
             target: session.target,
             tls: session.tls,
             pid: session.pid,
             secret: session.secret,
-        })
+        };
+        client.execute(NO_TIMEOUTS)?;
+        Ok(client)
     }
 
     /// The target with exactly the host, address and port that this session uses.

@@ -86,13 +86,11 @@ impl<'a> Run<'a> {
             .unwrap_or("UTF8")
             .to_owned();
         client.execute(format!(
-            "SET client_encoding = '{encoding}'; SET search_path = ''; SET statement_timeout = 0; SET lock_timeout = 0; \
-             SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
+            "SET client_encoding = '{encoding}'; SET search_path = ''; SET default_transaction_read_only = off; \
              SET check_function_bodies = off; SET xmloption = content; SET row_security = off; \
              SET client_min_messages = warning; SET standard_conforming_strings = on; SET default_tablespace = ''; \
              SET default_table_access_method = heap; SET synchronous_commit = off; SET DateStyle = ISO; \
-             SET IntervalStyle = postgres; SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
-             WHERE name IN ('transaction_timeout', 'idle_session_timeout')"
+             SET IntervalStyle = postgres"
         ))?;
         let canceller = client.canceller();
         locked(&self.connections).push(canceller.clone());

@@ -76,6 +76,29 @@ fn the_table_with_the_slow_index_is_loaded_first_and_by_all() {
 }
 
 #[test]
+fn indexes_are_attached_one_at_a_time() {
+    let mut frames = dump();
+    let attach = |id, deps: &[i32]| part(id, "INDEX ATTACH", Stage::Post, deps);
+    let parts = vec![attach(41, &[21]), attach(42, &[22])];
+    frames.push((Meaning::Sql { parts }, 100));
+    let plan = plan(&frames, &|_| Vec::new(), 2).unwrap();
+    let is_attach = |task: usize| matches!(&plan.tasks[task].work, Work::Run(statement) if statement.part.desc == "INDEX ATTACH");
+    let mut schedule = Schedule::new(&plan.tasks);
+    let mut attached = 0;
+    while !schedule.is_done() {
+        let taken: Vec<usize> = std::iter::from_fn(|| schedule.take(&plan.tasks)).collect();
+        assert!(!taken.is_empty());
+        let at_once = taken.iter().filter(|task| is_attach(**task)).count();
+        assert!(at_once <= 1, "{at_once} at once");
+        attached += at_once;
+        for task in taken {
+            schedule.finish(&plan.tasks, task);
+        }
+    }
+    assert_eq!(attached, 2);
+}
+
+#[test]
 fn a_trigger_of_a_partitioned_parent_waits_for_every_load() {
     let mut frames = dump();
     let trigger = vec![

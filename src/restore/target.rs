@@ -114,9 +114,7 @@ fn admin_connection(target: &Target) -> Result<Client> {
         }
         result => result?,
     };
-    client.execute(
-        "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off",
-    )?;
+    client.execute("SET default_transaction_read_only = off")?;
     Ok(client)
 }
 

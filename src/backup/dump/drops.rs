@@ -23,8 +23,9 @@ const DROPS_PER_BLOCK: usize = 500;
 /// Addresses that one query looks up.
 const LOOKUPS_PER_QUERY: usize = 2000;
 
-/// Catalogs of objects that stand by themselves. Constraints, defaults, columns and the like
-/// go with the object that they belong to.
+/// Catalogs of objects that stand by themselves. Defaults, columns and the like go with the
+/// object that they belong to, and so do constraints; but the name of a constraint's index must
+/// be free in the schema.
 const CATALOGS: &str = "'pg_class','pg_proc','pg_type','pg_operator','pg_opclass','pg_opfamily','pg_collation',\
     'pg_conversion','pg_cast','pg_language','pg_extension','pg_foreign_data_wrapper','pg_foreign_server',\
     'pg_event_trigger','pg_publication','pg_subscription','pg_statistic_ext','pg_ts_config','pg_ts_dict',\
@@ -93,9 +94,11 @@ fn addresses(holder: &mut Client, toc: &Toc) -> Result<(Vec<u8>, usize)> {
         let sql = format!(
             "COPY (SELECT o.n, a.type, a.object_names, a.object_args FROM (VALUES {values}) AS o(n, class, object) \
              JOIN pg_catalog.pg_class c ON c.oid = o.class AND c.relnamespace = 'pg_catalog'::pg_catalog.regnamespace \
-             AND c.relname IN ({CATALOGS}) \
-             CROSS JOIN LATERAL pg_catalog.pg_identify_object_as_address(o.class, o.object, 0) a \
-             WHERE a.type IS NOT NULL ORDER BY o.n) TO STDOUT"
+             LEFT JOIN pg_catalog.pg_constraint k ON c.relname = 'pg_constraint' AND k.oid = o.object AND k.contype IN ('p', 'u', 'x') \
+             CROSS JOIN LATERAL pg_catalog.pg_identify_object_as_address( \
+               CASE WHEN k.oid IS NULL THEN o.class ELSE 'pg_catalog.pg_class'::pg_catalog.regclass END, \
+               CASE WHEN k.oid IS NULL THEN o.object ELSE k.conindid END, 0) a \
+             WHERE a.type IS NOT NULL AND (k.oid IS NOT NULL OR c.relname IN ({CATALOGS})) ORDER BY o.n) TO STDOUT"
         );
         holder.copy_out(sql, &mut |bytes, ends_row| {
             rows.extend_from_slice(bytes);
@@ -106,12 +109,12 @@ fn addresses(holder: &mut Client, toc: &Toc) -> Result<(Vec<u8>, usize)> {
     Ok((rows, count))
 }
 
-/// Entries without a DROP of their own are parts of others; a schema that the dump does not
-/// create (`public`) stays.
+/// Entries without a DROP of their own are parts of others (an identity column's sequence still
+/// needs its name); a schema that the dump does not create (`public`) stays.
 fn is_droppable(entry: &Entry) -> bool {
     let kept_schema = entry.desc == "SCHEMA" && entry.definition.starts_with(b"--");
     entry.oid != 0
-        && !entry.drop_statement.is_empty()
+        && (!entry.drop_statement.is_empty() || entry.desc == "SEQUENCE")
         && !kept_schema
         && !entry.desc.starts_with("BLOB")
 }

@@ -1,13 +1,14 @@
 //! Roles and tablespaces of the cluster, as `pg_dumpall --globals-only` writes them.
 //!
-//! Two things differ. `CREATE ROLE` is guarded, because a role that exists (the one that
-//! restores, at least) would stop the script; and the script refuses to run cut, like
-//! every other. A role that may not read passwords gets the globals without them, and is
+//! Two things differ. `CREATE ROLE` and `CREATE TABLESPACE` are guarded, because a role that
+//! exists (the one that restores, at least) would stop the script; and the script refuses to
+//! run cut, like every other. A role that may not read passwords gets the globals without them, and is
 //! told so once.
 
 use std::io::Read;
 use std::process::Stdio;
 
+use super::script::Envelope;
 use crate::cancel::Token;
 use crate::error::{Error, Result};
 use crate::postgres::Target;
@@ -30,6 +31,7 @@ pub(super) fn read(
     program: &Program,
     target: &Target,
     with_passwords: bool,
+    envelope: &Envelope,
     cancel: &Token,
 ) -> Result<Globals> {
     let passfile = PassFile::create(target.passfile_line())?;
@@ -65,7 +67,7 @@ pub(super) fn read(
         format!("{} may not read role passwords: the globals come without them; set them anew after a restore", target.user())
     });
     Ok(Globals {
-        sql: guard_roles(&sql),
+        sql: guard_existing(&sql, envelope),
         warnings: Vec::new(),
         notice,
     })
@@ -73,35 +75,26 @@ pub(super) fn read(
 
 const COMPLETE: &[u8] = b"PostgreSQL database cluster dump complete";
 
-/// Wraps each `CREATE ROLE` so that a role which exists is no error. Statements are found with
-/// their quotes: a role's name may hold newlines.
-fn guard_roles(script: &[u8]) -> Vec<u8> {
-    const CREATE: &[u8] = b"CREATE ROLE ";
+/// Makes each `CREATE ROLE` and `CREATE TABLESPACE` of one that exists no error. Statements are
+/// found with their quotes: a name may hold newlines.
+fn guard_existing(script: &[u8], envelope: &Envelope) -> Vec<u8> {
     let (mut out, mut at) = (Vec::with_capacity(script.len() + 4096), 0);
     let (mut single, mut double, mut line_start) = (false, false, true);
     while at < script.len() {
+        let rest = &script[at..];
         if line_start && !single && !double {
             // pg_dumpall's own key; pgark puts one around the whole file.
-            let is_key = script[at..].starts_with(b"\\restrict ")
-                || script[at..].starts_with(b"\\unrestrict ");
-            if is_key || script[at..].starts_with(b"--") {
-                let end = script[at..]
-                    .iter()
-                    .position(|&byte| byte == b'\n')
-                    .map_or(script.len(), |end| at + end + 1);
-                out.extend_from_slice(if is_key { b"" } else { &script[at..end] });
-                at = end;
+            let is_key = rest.starts_with(b"\\restrict ") || rest.starts_with(b"\\unrestrict ");
+            if is_key || rest.starts_with(b"--") {
+                let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
+                out.extend_from_slice(if is_key { b"" } else { &rest[..end] });
+                at += end;
                 continue;
             }
-            if script[at..].starts_with(CREATE) {
-                let end = statement_end(script, at);
-                let statement = script[at..end]
-                    .strip_suffix(b";")
-                    .unwrap_or(&script[at..end]);
-                out.extend_from_slice(b"DO $pgark$ BEGIN ");
-                out.extend_from_slice(statement);
-                out.extend_from_slice(b"; EXCEPTION WHEN duplicate_object THEN NULL; END $pgark$;");
-                at = end;
+            let statement = &rest[..statement_end(rest)];
+            if let Some(guarded) = guard(statement, envelope) {
+                out.extend(guarded);
+                at += statement.len();
                 continue;
             }
         }
@@ -117,13 +110,68 @@ fn guard_roles(script: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The position behind the semicolon that ends the statement at `start`.
-fn statement_end(script: &[u8], start: usize) -> usize {
-    let mut quoted = false;
-    for (at, byte) in script.iter().enumerate().skip(start) {
+/// The statement under its guard, or none when it needs none. Neither lies in dollar quotes,
+/// which a name could end.
+fn guard(statement: &[u8], envelope: &Envelope) -> Option<Vec<u8>> {
+    const TABLESPACE: &[u8] = b"CREATE TABLESPACE ";
+    if statement.starts_with(b"CREATE ROLE ") {
+        let body = [
+            b"BEGIN ",
+            statement,
+            b" EXCEPTION WHEN duplicate_object THEN NULL; END",
+        ];
+        return Some([b"DO ", literal(&body.concat()).as_slice(), b";"].concat());
+    }
+    // Not allowed in a block; psql runs what the query gives.
+    let name = literal(&identifier(statement.strip_prefix(TABLESPACE)?));
+    let query: [&[u8]; 5] = [
+        b"SELECT ",
+        &literal(statement),
+        b" WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = ",
+        &name,
+        b")",
+    ];
+    Some(envelope.gexec(&query.concat()))
+}
+
+/// As a string literal under `standard_conforming_strings`, which pg_dumpall sets.
+fn literal(text: &[u8]) -> Vec<u8> {
+    let mut out = vec![b'\''];
+    for &byte in text {
+        out.extend_from_slice(if byte == b'\'' {
+            b"''"
+        } else {
+            std::slice::from_ref(&byte)
+        });
+    }
+    out.push(b'\'');
+    out
+}
+
+/// The identifier at the beginning of `text`, without its quotes.
+fn identifier(text: &[u8]) -> Vec<u8> {
+    if text.first() != Some(&b'"') {
+        let end = memchr::memchr(b' ', text).unwrap_or(text.len());
+        return text[..end].to_vec();
+    }
+    let (mut name, mut bytes) = (Vec::new(), text[1..].iter().peekable());
+    while let Some(&byte) = bytes.next() {
+        if byte == b'"' && bytes.next_if_eq(&&b'"').is_none() {
+            break;
+        }
+        name.push(byte);
+    }
+    name
+}
+
+/// The length of the statement at the beginning of `script`, its semicolon included.
+fn statement_end(script: &[u8]) -> usize {
+    let (mut single, mut double) = (false, false);
+    for (at, byte) in script.iter().enumerate() {
         match byte {
-            b'"' => quoted = !quoted,
-            b';' if !quoted => return at + 1,
+            b'\'' if !double => single = !single,
+            b'"' if !single => double = !double,
+            b';' if !single && !double => return at + 1,
             _ => {}
         }
     }
@@ -132,16 +180,34 @@ fn statement_end(script: &[u8], start: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::{Envelope, guard_existing};
+
+    fn guarded(script: &[u8]) -> String {
+        // psql of this one knows no \restrict.
+        let envelope = Envelope::new(150_000).unwrap();
+        String::from_utf8(guard_existing(script, &envelope)).unwrap()
+    }
+
     #[test]
     fn only_real_create_role_statements_are_guarded() {
-        let script =
-            b"--\nCREATE ROLE \"a;\nCREATE ROLE b\";\nCOMMENT ON ROLE x IS 'y\nCREATE ROLE z;';\n";
-        let guarded = String::from_utf8(super::guard_roles(script)).unwrap();
-        assert_eq!(guarded.matches("DO $pgark$").count(), 1, "{guarded}");
-        assert!(
-            guarded.contains("BEGIN CREATE ROLE \"a;\nCREATE ROLE b\"; EXCEPTION"),
-            "{guarded}"
+        let text = guarded(
+            b"--\nCREATE ROLE \"a;\nCREATE ROLE b's\";\nCOMMENT ON ROLE x IS 'y\nCREATE ROLE z;';\n",
         );
-        assert!(guarded.ends_with("IS 'y\nCREATE ROLE z;';\n"), "{guarded}");
+        assert_eq!(text.matches("DO '").count(), 1, "{text}");
+        assert!(
+            text.contains("DO 'BEGIN CREATE ROLE \"a;\nCREATE ROLE b''s\"; EXCEPTION"),
+            "{text}"
+        );
+        assert!(text.ends_with("IS 'y\nCREATE ROLE z;';\n"), "{text}");
+    }
+
+    #[test]
+    fn tablespaces_are_guarded_by_their_bare_name() {
+        let text = guarded(
+            b"CREATE TABLESPACE fast OWNER me LOCATION '/a;b';\nCREATE TABLESPACE \"a\"\" b\" OWNER me LOCATION '';\n",
+        );
+        let expected = "SELECT 'CREATE TABLESPACE fast OWNER me LOCATION ''/a;b'';' WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = 'fast') \\gexec\n";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.ends_with("spcname = 'a\" b') \\gexec\n\n"), "{text}");
     }
 }

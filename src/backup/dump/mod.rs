@@ -274,6 +274,9 @@ fn session_settings(toc: &Toc) -> Vec<u8> {
         b"SELECT pg_catalog.set_config('search_path', '', false);\n\
         SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings\n  \
         WHERE name IN ('transaction_timeout', 'idle_session_timeout');\n\
+        -- An event trigger of the target could refuse the drops half-way.\n\
+        SELECT pg_catalog.set_config(name, 'off', false) FROM pg_catalog.pg_settings\n  \
+        WHERE name = 'event_triggers' AND (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user);\n\
         SET check_function_bodies = false;\nSET xmloption = content;\nSET client_min_messages = warning;\n\
         SET row_security = off;\nSET default_tablespace = '';\nSET default_table_access_method = heap;\n",
     );
@@ -378,7 +381,8 @@ pub fn take_globals(
     let can_read =
         client.query("SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')")?;
     let can_read = can_read.first().map_or(Ok(false), |row| row.bool(0))?;
-    let globals = globals::read(&program, &client.pinned(), can_read, run.cancel)?;
+    let envelope = Envelope::new(version_num)?;
+    let globals = globals::read(&program, &client.pinned(), can_read, &envelope, run.cancel)?;
 
     let (id, started_at) = commit::free_id(run.store, &BackupId::globals, options.started_at)?;
     (run.announce)(&id)?;
@@ -386,7 +390,6 @@ pub fn take_globals(
     let writer =
         ArtefactWriter::start(artefact, index, options.codec, 1, Arc::clone(&run.progress));
     let sender = writer.sender();
-    let envelope = Envelope::new(version_num)?;
     let server_version = client
         .parameter("server_version")
         .unwrap_or_default()

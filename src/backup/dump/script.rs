@@ -51,24 +51,35 @@ impl Envelope {
     /// Up to and without the session's settings. `about` is one line of plain words.
     pub(super) fn head(&self, about: &str) -> Vec<u8> {
         let about = about.replace(char::is_control, " ");
-        let restrict = self
-            .key
-            .as_ref()
-            .map_or_else(String::new, |key| format!("\\restrict {key}\n"));
         format!(
             "\\if true\n-- pgark: {about}\n-- Restore: gunzip -c FILE | psql -X -d DATABASE  (zstd -dc for .zst)\n\
-             \\set ON_ERROR_STOP on\n{restrict}\n"
+             \\set ON_ERROR_STOP on\n{}\n",
+            self.line("restrict")
         )
         .into_bytes()
     }
 
     /// From the completion line on.
     pub(super) fn tail(&self, complete: &str) -> Vec<u8> {
-        let unrestrict = self
-            .key
-            .as_ref()
-            .map_or_else(String::new, |key| format!("\\unrestrict {key}\n"));
+        let unrestrict = self.line("unrestrict");
         format!("\n{unrestrict}-- pgark: complete, {complete}\n\\endif\n").into_bytes()
+    }
+
+    /// A query of our own with a `\gexec` behind it, which `\restrict` would not let through.
+    pub(super) fn gexec(&self, query: &[u8]) -> Vec<u8> {
+        [
+            self.line("unrestrict").as_bytes(),
+            query,
+            b" \\gexec\n",
+            self.line("restrict").as_bytes(),
+        ]
+        .concat()
+    }
+
+    fn line(&self, command: &str) -> String {
+        self.key
+            .as_ref()
+            .map_or_else(String::new, |key| format!("\\{command} {key}\n"))
     }
 }
 

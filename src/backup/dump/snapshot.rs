@@ -66,12 +66,10 @@ pub(super) fn prepare_session(client: &mut Client) -> Result<()> {
     client.execute(format!(
         "SET client_encoding = '{encoding}'; SET search_path = ''; SET row_security = off; SET DateStyle = ISO; \
          SET IntervalStyle = postgres; SET extra_float_digits = 3; SET synchronize_seqscans = off; \
-         SET bytea_output = hex; SET statement_timeout = 0; SET lock_timeout = 0; \
-         SET idle_in_transaction_session_timeout = 0; SET quote_all_identifiers = off; \
+         SET bytea_output = hex; SET quote_all_identifiers = off; \
          SET standard_conforming_strings = on; SET client_min_messages = warning; \
-         SELECT pg_catalog.set_config(name, CASE name WHEN 'restrict_nonsystem_relation_kind' \
-           THEN 'view, foreign-table' ELSE '0' END, false) FROM pg_catalog.pg_settings WHERE name IN \
-         ('transaction_timeout', 'idle_session_timeout', 'restrict_nonsystem_relation_kind')"
+         SELECT pg_catalog.set_config(name, 'view, foreign-table', false) FROM pg_catalog.pg_settings \
+         WHERE name = 'restrict_nonsystem_relation_kind'"
     ))
 }
 

@@ -22,7 +22,7 @@ use crate::postgres::{Client, Target};
 const VOLATILE: [&str; 3] = ["--", "\\restrict ", "\\unrestrict "];
 /// The text of a row must not depend on settings of role or database.
 const SETTINGS: &str = "SET search_path = pg_catalog; SET row_security = off; SET extra_float_digits = 3; \
-     SET DateStyle = ISO; SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET statement_timeout = 0";
+     SET DateStyle = ISO; SET IntervalStyle = postgres; SET TimeZone = 'UTC'";
 /// Name and query of each relation with rows. The sum of hashes does not depend on the order; of
 /// `ONLY` and an alias that no column bears, see the row type's text.
 const RELATIONS: &str = r#"SELECT format('%s %I.%I', CASE relkind WHEN 'm' THEN 'materialised view' ELSE 'table' END, nspname, relname),
