@@ -85,6 +85,14 @@ packages_test() {
     need bzip2 bzip2
     need xz-utils xz
     need ca-certificates /etc/ssl/certs/ca-certificates.crt
+    need locales /usr/share/i18n/locales/de_DE
+}
+
+# A locale in which numbers look otherwise.
+ensure_locale() {
+    localedef --list-archive 2>/dev/null | grep -qi '^de_DE\.utf-\?8$' && return 0
+    say "will add the locale de_DE.UTF-8"
+    localedef -i de_DE -f UTF-8 de_DE.UTF-8
 }
 
 packages_bench() {
@@ -350,6 +358,6 @@ case ${1:-} in
 cache) echo "$cache" ;;
 demo) packages_demo; install_missing ;;
 bench) packages_bench; install_missing ;;
-test) packages_test; install_missing; setup_test ;;
+test) packages_test; install_missing; ensure_locale; setup_test ;;
 *) die "usage: scripts/setup.sh demo|test|bench|cache" ;;
 esac

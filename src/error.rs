@@ -153,6 +153,16 @@ impl From<std::io::Error> for Error {
     }
 }
 
+/// Runs a worker of `what`; a panic becomes an error, so that those who work beside it stop too.
+///
+/// # Errors
+/// The worker's own, or `Failed` for the panic (whose message the panic hook has printed).
+pub fn caught<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(Error::failed(format!("a worker of {what} panicked")).hint("please report this"))
+    })
+}
+
 /// Adds context to a foreign error on its way out.
 pub trait Context<T> {
     /// Turns the failure into an [`Error`] that says what was being done.

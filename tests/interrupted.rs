@@ -76,7 +76,7 @@ fn interrupt(running: Running, signal: &str, code: i32) {
     let done = running.wait().assert_code(code);
     done.assert_says("interrupted");
     assert!(
-        started.elapsed().as_secs() < 600,
+        started.elapsed().as_secs() < 20,
         "it took {:?}",
         started.elapsed()
     );
@@ -150,6 +150,11 @@ fn memory_stays_bounded_and_signals_leave_nothing_in_mid_backup_and_mid_restore(
         until("rows to be copied", || busy("TO STDOUT"));
         interrupt(running, signal, code);
         assert_nothing_in(dir.path());
+        // Nor on the server: a session that waits to send holds its locks for minutes.
+        until("pgark's sessions to end", || {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'big' AND backend_type = 'client backend'";
+            server.psql("postgres", sql) == "0"
+        });
     }
     let (done, peak) = with_peak(on_big(&["backup", "-q", "--jobs", "4"], dir.path()).spawn());
     let id = first_id(&done.stdout);

@@ -200,3 +200,38 @@ fn database_without_an_encoding_comes_back() {
         END$$";
     encoded("SQL_ASCII", sql, "public.t\u{fffd}");
 }
+
+/// "1.234,56 €" means 1.23456 elsewhere.
+#[test]
+fn amounts_of_money_survive_a_local_form() {
+    let server = Server::start(15);
+    server.createdb("app");
+    server.psql(
+        "app",
+        "ALTER DATABASE app SET lc_monetary = 'de_DE.UTF-8'; CREATE TABLE price (id int, amount money DEFAULT 7::money)",
+    );
+    server.psql(
+        "app",
+        "ALTER TABLE price ADD asked money DEFAULT '1.234,56'; INSERT INTO price VALUES (1, '12.345.678,90')",
+    );
+    assert!(
+        server
+            .psql("app", "SELECT amount FROM price")
+            .contains("12.345.678,90")
+    );
+    let amounts = "INSERT INTO price (id) VALUES (2) ON CONFLICT DO NOTHING; SELECT string_agg(amount::numeric || ' ' || asked::numeric, ' ' ORDER BY id) FROM price";
+    let store = TempDir::new();
+    let taken = backup(&server, "app", &store);
+    restore_command(&server, store.path(), "by_pgark")
+        .run()
+        .assert_code(0);
+    server.createdb("by_psql");
+    psql_restore(&server, &taken.file, "by_psql");
+    for database in ["by_pgark", "by_psql", "app"] {
+        assert_eq!(
+            server.psql(database, amounts),
+            "12345678.90 1234.56 7.00 1234.56",
+            "{database}"
+        );
+    }
+}

@@ -84,6 +84,9 @@ impl Stream {
     /// Ends both directions; every blocked call returns.
     pub(super) fn close(socket: &Socket) {
         // An error means that the connection is gone already.
+        // Reset instead of closed in peace: a socket that was shut no longer tells the server when
+        // its window opens, and the server would wait to send for minutes, locks in hand.
+        let _ = socket.set_linger(Some(std::time::Duration::ZERO));
         let _ = socket.shutdown(Shutdown::Both);
     }
 

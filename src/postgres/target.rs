@@ -157,6 +157,12 @@ impl Target {
     /// holds [`Self::passfile_line`].
     #[must_use]
     pub fn conninfo(&self, passfile: Option<&Path>) -> String {
+        self.conninfo_with(passfile, "")
+    }
+
+    /// The same with more `options` for the server, after the user's own: `-c name=value`.
+    #[must_use]
+    pub fn conninfo_with(&self, passfile: Option<&Path>, server_options: &str) -> String {
         let mut out = String::new();
         self.put_hosts(&mut out);
         put_pair(&mut out, "user", self.user());
@@ -164,9 +170,16 @@ impl Target {
         self.put_tls(&mut out);
         let info = &self.settings.info;
         for keyword in KEYWORDS.iter().filter(|keyword| keyword.passed) {
-            if let Some(value) = info.get(keyword.name) {
-                put_pair(&mut out, keyword.name, value);
+            match info.get(keyword.name) {
+                Some(value) if keyword.name != "options" => {
+                    put_pair(&mut out, keyword.name, value);
+                }
+                _ => {}
             }
+        }
+        let options = [info.get("options").unwrap_or_default(), server_options].join(" ");
+        if !options.trim().is_empty() {
+            put_pair(&mut out, "options", options.trim());
         }
         // pgark does not speak GSS: its programs shall not try what it did not.
         put_pair(&mut out, "gssencmode", "disable");

@@ -14,7 +14,7 @@ use super::plan::{Plan, Statement, Task, Work};
 use super::schedule::Schedule;
 use crate::archive::script::Meaning;
 use crate::cancel::{Hook, Token};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 use crate::postgres::{Canceller, Client, Target, quote_ident_bytes};
 use crate::progress::Progress;
 
@@ -90,7 +90,7 @@ impl<'a> Run<'a> {
              SET check_function_bodies = off; SET xmloption = content; SET row_security = off; \
              SET client_min_messages = warning; SET standard_conforming_strings = on; SET default_tablespace = ''; \
              SET default_table_access_method = heap; SET synchronous_commit = off; SET DateStyle = ISO; \
-             SET IntervalStyle = postgres"
+             SET IntervalStyle = postgres; SET lc_monetary = 'C'"
         ))?;
         let canceller = client.canceller();
         locked(&self.connections).push(canceller.clone());
@@ -125,10 +125,7 @@ impl<'a> Run<'a> {
         std::thread::scope(|scope| {
             for _ in 0..self.jobs.min(plan.tasks.len()) {
                 scope.spawn(|| {
-                    let work = std::panic::AssertUnwindSafe(|| self.worker(plan, &schedule));
-                    let result = std::panic::catch_unwind(work)
-                        .unwrap_or_else(|_| Err(Error::failed("a worker of the restore panicked")));
-                    if let Err(error) = result {
+                    if let Err(error) = caught("the restore", || self.worker(plan, &schedule)) {
                         self.fail(error);
                     }
                     schedule.1.notify_all();

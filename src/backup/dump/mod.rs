@@ -225,13 +225,13 @@ fn read_schema(
             .unwrap_or("UTF8")
             .to_owned();
         let pinned = snapshot.holder.pinned();
-        let escapes = has_escape_strings(&mut snapshot.holder)?;
+        let server_options = fixed_settings(&mut snapshot.holder)?;
         match schema::read(
             &program,
             &pinned,
             &encoding,
             &snapshot.id,
-            escapes.then_some("-c standard_conforming_strings=on"),
+            &server_options,
             run.cancel,
         ) {
             Ok(schema) => return Ok((snapshot, schema, hook)),
@@ -249,21 +249,26 @@ fn read_schema(
     }
 }
 
-/// Whether the role or database sets `standard_conforming_strings = off`: pg_dump would then
-/// write literals that mean something else in every other session, ours at restore included.
-fn has_escape_strings(holder: &mut Client) -> Result<bool> {
+/// Options for pg_dump's session, where the role or the database has settings that pg_dump leaves
+/// alone, and under which it would write literals that mean something else in every other
+/// session, ours at restore included: strings with escapes, amounts of money in a local form.
+fn fixed_settings(holder: &mut Client) -> Result<String> {
     let rows = holder.query(
-        "SELECT reset_val = 'off' FROM pg_catalog.pg_settings WHERE name = 'standard_conforming_strings'",
+        "SELECT coalesce(pg_catalog.string_agg('-c ' || name || '=' || fixed, ' '), '') \
+         FROM pg_catalog.pg_settings JOIN (VALUES ('standard_conforming_strings', 'on'), ('lc_monetary', 'C')) \
+         AS f (name, fixed) USING (name) WHERE reset_val <> fixed",
     )?;
-    rows.first().map_or(Ok(false), |row| row.bool(0))
+    rows.first()
+        .map_or(Ok(""), |row| row.str(0))
+        .map(str::to_owned)
 }
 
-/// What pg_dump sets at the head of its scripts (`_doSetFixedOutputState`), with two additions:
-/// the target's own defaults must not make it read-only, and settings that older servers do not
+/// What pg_dump sets at the head of its scripts (`_doSetFixedOutputState`), with additions:
+/// the target's own defaults must not make it read-only or read money otherwise, and settings that older servers do not
 /// know are set only where they exist.
 fn session_settings(toc: &Toc) -> Vec<u8> {
     let mut sql = b"SET statement_timeout = 0;\nSET lock_timeout = 0;\nSET idle_in_transaction_session_timeout = 0;\n\
-        SET default_transaction_read_only = off;\n"
+        SET default_transaction_read_only = off;\nSET lc_monetary = 'C';\n"
         .to_vec();
     for desc in ["ENCODING", "STDSTRINGS"] {
         for entry in toc.entries.iter().filter(|entry| entry.desc == desc) {

@@ -20,7 +20,7 @@ use super::toc::{Entry, Toc};
 use crate::archive::FrameSender;
 use crate::archive::script::{FRAME_RAW_BYTES, Meaning};
 use crate::cancel::Token;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 use crate::postgres::{Canceller, Client, Target};
 use crate::progress::Progress;
 
@@ -193,11 +193,7 @@ impl<'a> Work<'a> {
                 .collect();
             handles
                 .into_iter()
-                .map(|handle| {
-                    handle
-                        .join()
-                        .unwrap_or_else(|_| Err(Error::failed("a worker of the dump panicked")))
-                })
+                .map(|handle| handle.join().unwrap_or(Ok(())))
                 .collect()
         });
         self.cancel.check()?;
@@ -208,7 +204,7 @@ impl<'a> Work<'a> {
     }
 
     fn worker(&self) -> Result<()> {
-        let result = self.work_through();
+        let result = caught("the dump", || self.work_through());
         if let Err(error) = &result {
             if !self.failed.swap(true, Ordering::SeqCst) {
                 locked(&self.copied).first_error = Some(error.clone());

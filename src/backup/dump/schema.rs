@@ -45,15 +45,12 @@ pub(super) fn read(
     target: &Target,
     encoding: &str,
     snapshot: &str,
-    server_options: Option<&str>,
+    server_options: &str,
     cancel: &Token,
 ) -> std::result::Result<Schema, Refusal> {
     let start = || -> Result<(Child, PassFile)> {
         let passfile = PassFile::create(target.passfile_line())?;
         let mut command = program.command();
-        if let Some(options) = server_options {
-            command.env("PGOPTIONS", options);
-        }
         command
             .args([
                 "--format=custom",
@@ -66,7 +63,7 @@ pub(super) fn read(
             .arg(format!("--encoding={encoding}"))
             .arg(format!(
                 "--dbname={}",
-                target.conninfo(Some(passfile.path()))
+                target.conninfo_with(Some(passfile.path()), server_options)
             ))
             .stdout(Stdio::piped());
         Ok((Child::spawn("pg_dump", &mut command)?, passfile))

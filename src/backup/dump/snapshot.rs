@@ -66,7 +66,7 @@ pub(super) fn prepare_session(client: &mut Client) -> Result<()> {
     client.execute(format!(
         "SET client_encoding = '{encoding}'; SET search_path = ''; SET row_security = off; SET DateStyle = ISO; \
          SET IntervalStyle = postgres; SET extra_float_digits = 3; SET synchronize_seqscans = off; \
-         SET bytea_output = hex; SET quote_all_identifiers = off; \
+         SET bytea_output = hex; SET lc_monetary = 'C'; SET quote_all_identifiers = off; \
          SET standard_conforming_strings = on; SET client_min_messages = warning; \
          SELECT pg_catalog.set_config(name, 'view, foreign-table', false) FROM pg_catalog.pg_settings \
          WHERE name = 'restrict_nonsystem_relation_kind'"
