@@ -5,14 +5,21 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::backup::dump::Options;
 use crate::cancel::Token;
-use crate::catalog::list::{self, Catalog};
+use crate::catalog::list::{self, Catalog, Entry};
 use crate::config::{Config, Databases, Environment, Flags};
 use crate::error::{Error, Result};
 use crate::postgres::tools::Tools;
 use crate::postgres::{Client, ConnInfo, Target};
+use crate::retention::Policy;
+use crate::schedule::{self, Schedule};
 use crate::store::Store;
 use crate::store::local::LocalStore;
+use crate::store::lock::Reading;
 use crate::units::Codec;
 
 /// Everything that a verb works with.
@@ -37,6 +44,12 @@ impl App {
             cancel,
             environment,
         })
+    }
+
+    /// The variables that it was made from.
+    #[must_use]
+    pub fn environment(&self) -> &Environment {
+        &self.environment
     }
 
     /// The local store, for reading or writing.
@@ -71,6 +84,13 @@ impl App {
         let store = self.store(wanted)?;
         let catalog = list::load(store.as_ref())?;
         Ok((store, catalog))
+    }
+
+    /// Keeps a backup from being deleted while it is read. None where the directory cannot be
+    /// written: the reader there is not protected.
+    #[must_use]
+    pub fn reading(&self, entry: &Entry) -> Option<Reading> {
+        Reading::hold(&self.config.dir, entry.id.as_str())
     }
 
     /// PostgreSQL's programs on this machine.
@@ -148,6 +168,45 @@ impl App {
             Some(name) => Databases::Named(vec![name.to_owned()]),
             None => self.config.databases.clone(),
         })
+    }
+
+    /// How the dumps of a run that began then are taken.
+    #[must_use]
+    pub fn dump_options(&self, started_at: Timestamp) -> Options {
+        Options {
+            cluster: self.config.cluster.clone(),
+            codec: self.codec,
+            jobs: self.config.jobs,
+            lock_timeout: self.config.lock_timeout,
+            started_at,
+        }
+    }
+
+    /// What stays when backups expire.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let keep = &self.config.retention;
+        Policy {
+            days: keep.days,
+            keep_daily: keep.keep_daily,
+            keep_weekly: keep.keep_weekly,
+            keep_monthly: keep.keep_monthly,
+            keep_yearly: keep.keep_yearly,
+            keep_min: keep.keep_min,
+        }
+    }
+
+    /// When dumps are taken.
+    ///
+    /// # Errors
+    /// `Usage` for a schedule that is malformed or never comes.
+    pub fn schedule(&self) -> Result<Schedule> {
+        let service = &self.config.service;
+        let zone = match &service.zone {
+            Some(name) => schedule::zone(name).map_err(|error| error.context("TZ"))?,
+            None => TimeZone::try_system().unwrap_or(TimeZone::UTC),
+        };
+        Schedule::parse(&service.schedule, &zone).map_err(|error| error.context("BACKUP_SCHEDULE"))
     }
 
     /// A fresh progress counter.

@@ -18,11 +18,15 @@ use crate::archive::index::Index;
 use crate::archive::reader;
 use crate::archive::script::Meaning;
 use crate::cancel::Token;
+use crate::catalog::layout::{Outcome, Part};
+use crate::catalog::legacy::check_legacy;
+use crate::catalog::list::{Entry, State};
 use crate::catalog::manifest::Manifest;
-use crate::error::{Error, Result};
+use crate::catalog::state;
+use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
 use crate::store::{self, Key, Store, StoreReader};
-use crate::units::Codec;
+use crate::units::{ByteSize, Codec};
 
 /// What was read.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,11 +37,99 @@ pub struct Verified {
     pub rows: u64,
 }
 
+/// Verifies and records the outcome beside the backup.
+///
+/// # Errors
+/// `Damage` for a bad backup, with its place; `Failed` when it could not be read.
+pub fn entry(
+    store: &dyn Store,
+    entry: &Entry,
+    threads: usize,
+    progress: &Progress,
+    cancel: &Token,
+) -> Result<String> {
+    let result = content(store, entry, threads, progress, cancel);
+    let outcome = match &result {
+        Ok(_) => Some((Outcome::Verified, None)),
+        Err(error) if error.kind == Kind::Damage => {
+            Some((Outcome::Failed, Some(error.fact.as_str())))
+        }
+        Err(_) => None,
+    };
+    // A legacy backup has no state of its own: its checksum and last line are its state. Nor is
+    // one noted whose manifest cannot be read, which every listing sees anew: the format may only
+    // be newer than this pgark.
+    let notes = entry.state != State::Legacy && entry.manifest.is_some();
+    if let Some((outcome, reason)) = outcome.filter(|_| notes)
+        && let Err(error) = state::record(store, &entry.id, outcome, crate::clock::now(), reason)
+    {
+        return result.map(|text| {
+            format!(
+                "{text}; warning: the outcome could not be recorded: {}",
+                error.fact
+            )
+        });
+    }
+    result
+}
+
+fn content(
+    store: &dyn Store,
+    entry: &Entry,
+    threads: usize,
+    progress: &Progress,
+    cancel: &Token,
+) -> Result<String> {
+    let key = entry.key(Part::Artefact)?;
+    if entry.state == State::Legacy {
+        check_legacy(store, entry)?;
+        let raw = decode_legacy(store, &key, entry.codec, progress, cancel)?;
+        return Ok(format!(
+            "legacy: checksum, stream of {} and its last line hold",
+            ByteSize(raw)
+        ));
+    }
+    let Some(manifest) = &entry.manifest else {
+        // Read once more for its own error: a newer format is no damage.
+        let manifest_key = entry.key(Part::Manifest)?;
+        let json = store::get(store, &manifest_key)?.unwrap_or_default();
+        Manifest::parse(&manifest_key, &json)?;
+        let reason = entry.reason.clone();
+        return Err(Error::damage(
+            reason.unwrap_or_else(|| "it has no manifest".to_owned()),
+        ));
+    };
+    if entry.state == State::Missing {
+        return Err(Error::damage(
+            entry
+                .reason
+                .clone()
+                .unwrap_or_else(|| "its artefact is missing".to_owned()),
+        ));
+    }
+    let keys = (&key, &entry.key(Part::Index)?);
+    let done = verify(
+        store,
+        keys,
+        entry.codec,
+        manifest,
+        threads,
+        progress,
+        cancel,
+    )?;
+    Ok(format!(
+        "{} in {} frames, {} rows",
+        ByteSize(done.raw_bytes),
+        done.frames,
+        done.rows
+    ))
+}
+
 /// Verifies a backup that has a manifest.
 ///
 /// # Errors
 /// `Damage` at the first difference, with its place.
-pub fn verify(
+fn verify(
     store: &dyn Store,
     keys: (&Key, &Key),
     codec: Codec,
@@ -154,7 +246,7 @@ fn decode_frames(
 ///
 /// # Errors
 /// `Damage` when the stream cannot be decoded.
-pub fn decode_legacy(
+fn decode_legacy(
     store: &dyn Store,
     key: &Key,
     codec: Codec,

@@ -55,6 +55,8 @@ impl Stage {
             .server(&self.server)
             .store(self.dir.path());
         let pgark = pgark.env("DB_NAME", "app").env("BACKUP_JOBS", "1");
+        // The old service's files are to be seen untouched.
+        let pgark = pgark.env("BACKUP_RETENTION_DAYS", "36500");
         match failure {
             Some(failure) => pgark.env("PGARK_FAIL_AT", failure).run(),
             None => pgark.run(),
@@ -70,6 +72,7 @@ impl Stage {
         pgark
             .env("DB_NAME", "app")
             .env("BACKUP_JOBS", "1")
+            .env("BACKUP_RETENTION_DAYS", "36500")
             .env("PGARK_FAIL_COUNT", &count)
             .run()
             .assert_code(0);

@@ -1,6 +1,6 @@
 //! Settings of roles and databases change nothing in a dump, and encodings survive.
 
-use crate::support::{PASSWORD, Pgark, Server, TempDir, assert_same, run};
+use crate::support::{PASSWORD, Pgark, Server, Setup, TempDir, assert_same, run};
 use crate::trip::{backup, backup_command, contents, only_dump, psql_restore, restore_command};
 use std::path::Path;
 use std::process::Command;
@@ -204,11 +204,17 @@ fn database_without_an_encoding_comes_back() {
 /// "1.234,56 €" means 1.23456 elsewhere.
 #[test]
 fn amounts_of_money_survive_a_local_form() {
-    let server = Server::start(15);
+    let server = Server::start_with(
+        15,
+        &Setup {
+            settings: &["lc_monetary=de_DE.UTF-8"],
+            ..Setup::default()
+        },
+    );
     server.createdb("app");
     server.psql(
         "app",
-        "ALTER DATABASE app SET lc_monetary = 'de_DE.UTF-8'; CREATE TABLE price (id int, amount money DEFAULT 7::money)",
+        "CREATE TABLE price (id int, amount money DEFAULT 7::money)",
     );
     server.psql(
         "app",

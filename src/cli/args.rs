@@ -72,6 +72,12 @@ pub struct Width {
 
 #[derive(Debug, Clone, Subcommand)]
 pub enum Verb {
+    /// Run the service: backups by schedule, health over HTTP
+    #[command(after_help = "\
+Example:
+  BACKUP_SCHEDULE='0 2 * * *' pgark serve        until SIGTERM; what a container runs")]
+    Serve(Serve),
+
     /// Take a backup now
     #[command(after_help = "\
 Examples:
@@ -111,6 +117,20 @@ Examples:
 An existing database is never touched.")]
     Restore(Restore),
 
+    /// Delete the backups that nothing keeps, or show which and why
+    #[command(after_help = "\
+Examples:
+  pgark prune --dry-run         the reason for every keep and expire
+  pgark prune")]
+    Prune(Prune),
+
+    /// Show whether every database is backed up as promised
+    #[command(after_help = "\
+Examples:
+  pgark status
+  pgark status --exit-code      1 when a database is not")]
+    Status(Status),
+
     /// Write a backup as plain SQL to stdout
     #[command(after_help = "\
 Example:
@@ -125,6 +145,40 @@ Example:
 }
 
 #[derive(Debug, Clone, clap::Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Prune {
+    /// Show what would be kept and deleted, and why; delete nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Status {
+    /// Exit with 1 when a database has no backup as young as promised
+    #[arg(long)]
+    pub exit_code: bool,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// What started a run, for the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Trigger {
+    Schedule,
+    Start,
+    Manual,
+}
+
+#[derive(Debug, Clone, clap::Args)]
 pub struct Backup {
     /// Back up this database, its name taken literally; may be repeated [DB_NAME]
     #[arg(long, value_name = "NAME", value_parser = database)]
@@ -133,6 +187,10 @@ pub struct Backup {
     /// Expire nothing afterwards
     #[arg(long)]
     pub no_prune: bool,
+
+    // The service says it of its own runs.
+    #[arg(long, hide = true, value_enum, default_value = "manual")]
+    pub trigger: Trigger,
 
     /// gzip[:1-12], zstd[:1-19] or none [BACKUP_COMPRESSION, else gzip]
     #[arg(long, value_name = "CODEC")]
@@ -254,6 +312,9 @@ impl Args {
                 flags.compression.clone_from(&verb.compression);
                 (Some(&verb.place), Some(&verb.width))
             }
+            Verb::Serve(verb) => (Some(&verb.place), None),
+            Verb::Prune(verb) => (Some(&verb.place), None),
+            Verb::Status(verb) => (Some(&verb.place), None),
             Verb::List(verb) => (Some(&verb.place), None),
             Verb::Show(verb) => (Some(&verb.place), None),
             Verb::Verify(verb) => (Some(&verb.place), Some(&verb.width)),
@@ -307,158 +368,5 @@ fn time(text: &str) -> Result<Timestamp, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Kind;
-    use clap::CommandFactory;
-
-    fn parse(line: &[&str]) -> Result<Args, clap::Error> {
-        Args::try_parse_from(std::iter::once("pgark").chain(line.iter().copied()))
-    }
-
-    #[test]
-    fn definition_is_sound() {
-        Args::command().debug_assert();
-    }
-
-    #[test]
-    fn backup_takes_names_literally_and_passes_its_flags_on() {
-        let args = parse(&[
-            "backup",
-            "--database",
-            "a,b",
-            "--database",
-            "*",
-            "--dir",
-            "/b",
-            "--jobs",
-            "3",
-            "--compression",
-            "zstd:3",
-            "--no-prune",
-            "--json",
-        ])
-        .unwrap();
-        let flags = args.flags();
-        assert_eq!(flags.database, ["a,b", "*"]);
-        assert_eq!(flags.dir, Some(PathBuf::from("/b")));
-        assert_eq!(
-            (flags.jobs, flags.compression.as_deref()),
-            (Some(3), Some("zstd:3"))
-        );
-        assert!(args.global.json);
-        assert!(matches!(
-            args.verb,
-            Verb::Backup(Backup { no_prune: true, .. })
-        ));
-    }
-
-    #[test]
-    fn global_flags_stand_before_or_after_the_verb() {
-        for line in [["--json", "list"], ["list", "--json"]] {
-            assert!(parse(&line).unwrap().global.json, "{line:?}");
-        }
-        let flags = parse(&["list", "--config", "/x.toml"]).unwrap().flags();
-        assert_eq!(flags.config, Some(PathBuf::from("/x.toml")));
-    }
-
-    #[test]
-    fn restore_and_verify_mean_the_latest_by_default() {
-        let Verb::Restore(restore) = parse(&["restore", "--database", "app"]).unwrap().verb else {
-            panic!("another verb");
-        };
-        assert_eq!(
-            (restore.backup.as_str(), restore.database.as_deref()),
-            ("latest", Some("app"))
-        );
-        let args = parse(&["restore", "--database", "app"]).unwrap();
-        assert!(args.flags().database.is_empty(), "it chooses a backup");
-        let Verb::Verify(verify) = parse(&["verify", "--all"]).unwrap().verb else {
-            panic!("another verb");
-        };
-        assert!(verify.all && verify.backup == "latest");
-    }
-
-    #[test]
-    fn wrong_usage_is_exit_code_2() {
-        let cases: &[&[&str]] = &[
-            &[],
-            &["no-such-verb"],
-            &["show"],
-            &["cat"],
-            &["verify", "x", "--all"],
-            &["backup", "--jobs", "0"],
-            &["backup", "--jobs", "65"],
-            &["backup", "--database", ""],
-            &["restore", "--into", ""],
-            &["list", "--before", "yesterday"],
-            &["list", "--jobs", "2"],
-        ];
-        for line in cases {
-            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line:?}");
-        }
-        for line in [["--help"], ["--version"]] {
-            assert_eq!(parse(&line).unwrap_err().exit_code(), 0, "{line:?}");
-        }
-    }
-
-    #[test]
-    fn times_without_an_offset_are_utc() {
-        for (text, expected) in [
-            ("2025-01-22", "2025-01-22T00:00:00Z"),
-            ("2025-01-22 02:00", "2025-01-22T02:00:00Z"),
-            ("2025-01-22T02:00:15", "2025-01-22T02:00:15Z"),
-            ("2025-01-22T02:00:15+02:00", "2025-01-22T00:00:15Z"),
-            ("2025-01-22T02:00:15Z", "2025-01-22T02:00:15Z"),
-        ] {
-            assert_eq!(time(text), Ok(expected.parse().unwrap()), "{text}");
-        }
-        for text in ["", "2025-13-01", "22.01.2025", "2025-01-22 25:00"] {
-            assert!(time(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn help_shows_what_exists_with_an_example_for_each_verb() {
-        let command = Args::command();
-        let verbs: Vec<&str> = command
-            .get_subcommands()
-            .map(clap::Command::get_name)
-            .collect();
-        assert_eq!(
-            verbs,
-            ["backup", "list", "show", "verify", "restore", "cat", "demo"]
-        );
-        for verb in command.get_subcommands() {
-            let example = verb.get_after_help().unwrap().to_string();
-            assert!(
-                example.contains(&format!("pgark {}", verb.get_name())),
-                "{example}"
-            );
-        }
-        let help = Args::command().render_long_help().to_string();
-        assert!(!help.contains("--config"), "{help}");
-    }
-
-    /// The page is for people with a failed job before them; it must name them all.
-    #[test]
-    fn every_exit_code_has_its_place_in_the_documentation() {
-        let page = include_str!("../../docs/exit-codes.md");
-        let kinds = [
-            Kind::Failed,
-            Kind::Usage,
-            Kind::Partial,
-            Kind::Damage,
-            Kind::Unreachable,
-            Kind::Busy,
-            Kind::Signal(2),
-            Kind::Signal(15),
-        ];
-        for kind in kinds {
-            assert!(
-                page.contains(&format!("| {} |", kind.exit_code())),
-                "{kind:?}"
-            );
-        }
-    }
-}
+#[path = "args_tests.rs"]
+mod tests;

@@ -2,67 +2,52 @@
 
 use serde_json::json;
 
-use super::args::{Backup, Global};
+use super::args::{self, Backup, Global};
 use super::{note, print, print_json, render};
 use crate::app::App;
-use crate::backup::dump::Options;
-use crate::backup::run::{self, Run};
 use crate::catalog::list;
-use crate::config::Databases;
 use crate::error::Result;
 use crate::progress::Reporter;
+use crate::service::journal::Trigger;
+use crate::service::run::{self, Wanted};
 use crate::units::ByteSize;
 
-pub(super) fn backup(app: &App, _verb: &Backup, global: &Global) -> Result<()> {
+pub(super) fn backup(app: &App, verb: &Backup, global: &Global) -> Result<()> {
     if let Some(line) = &app.config.no_effect_yet {
         note(&format!("warning: {line}"));
     }
     let store = app.store(global.store.as_deref())?;
-    let databases = app.databases()?;
-    let names: &[String] = match &databases {
-        Databases::Named(names) => names,
-        Databases::All => &[],
-    };
-    let target = app.pin(names)?;
-    for warning in target.warnings() {
-        note(&format!("warning: {warning}"));
-    }
-    let options = Options {
-        cluster: app.config.cluster.clone(),
-        codec: app.codec,
-        jobs: app.config.jobs,
-        lock_timeout: app.config.lock_timeout,
-        started_at: crate::clock::now(),
-    };
-    let (tools, progress) = (app.tools(), app.progress());
+    let progress = app.progress();
     let reporter = Reporter::start("backup", std::sync::Arc::clone(&progress), global.quiet);
-    let outcome = run::run(&Run {
-        target: &target,
-        databases: &databases,
-        options,
-        store: store.as_ref(),
-        dir: &app.config.dir,
-        tools: &tools,
+    let wanted = Wanted {
+        trigger: match verb.trigger {
+            args::Trigger::Schedule => Trigger::Schedule,
+            args::Trigger::Start => Trigger::Start,
+            args::Trigger::Manual => Trigger::Manual,
+        },
+        no_prune: verb.no_prune,
         progress: &progress,
-        cancel: &app.cancel,
         say: &|text| {
-            if !global.quiet {
+            if !global.quiet || text.starts_with("warning: ") {
                 note(text);
             }
         },
-    });
+    };
+    let (done, verdict) = run::run(app, store.as_ref(), &wanted);
     drop(reporter);
-    let outcome = outcome?;
-    outcome.notices.iter().for_each(|notice| note(notice));
+    done.notices.iter().for_each(|notice| note(notice));
+    let expired = &done.pruned.removed;
+    if !expired.is_empty() && !global.quiet {
+        let bytes = ByteSize(done.pruned.bytes());
+        note(&format!("expired {} backups, {bytes}", expired.len()));
+    }
     let catalog = list::load(store.as_ref())?;
     let taken = || {
-        outcome
-            .taken
-            .iter()
-            .filter_map(|manifest| catalog.find(manifest.id.as_str()).ok())
+        let ids = done.taken.iter().map(|manifest| manifest.id.as_str());
+        ids.filter_map(|id| catalog.find(id).ok())
     };
-    if global.json {
-        let failed: Vec<_> = outcome
+    if global.json && (verdict.is_ok() || !done.taken.is_empty() || !done.failed.is_empty()) {
+        let failed: Vec<_> = done
             .failed
             .iter()
             .map(|(name, error)| json!({"database": name, "error": error.fact, "hint": error.hint}))
@@ -70,8 +55,9 @@ pub(super) fn backup(app: &App, _verb: &Backup, global: &Global) -> Result<()> {
         let taken: Vec<_> = taken()
             .map(|entry| render::entry_json(entry, store.name()))
             .collect();
-        print_json(&json!({"taken": taken, "failed": failed}))?;
-    } else {
+        let expired: Vec<&str> = expired.iter().map(|entry| entry.id.as_str()).collect();
+        print_json(&json!({"taken": taken, "failed": failed, "expired": expired}))?;
+    } else if !global.json {
         for entry in taken() {
             let raw = entry
                 .raw_bytes
@@ -79,5 +65,5 @@ pub(super) fn backup(app: &App, _verb: &Backup, global: &Global) -> Result<()> {
             print(&format!("{}  {}{raw}\n", entry.id, ByteSize(entry.bytes)))?;
         }
     }
-    outcome.verdict()
+    verdict
 }

@@ -182,7 +182,13 @@ impl Play {
     fn verify(&mut self, stage: &Stage, store: &dyn Store, entry: &Entry) -> Result<()> {
         let started = Instant::now();
         let progress = stage.app.progress();
-        self.figures.verified = read::verify_one(&stage.app, store, entry, &progress)?;
+        self.figures.verified = crate::verify::entry(
+            store,
+            entry,
+            stage.app.config.jobs,
+            &progress,
+            &stage.app.cancel,
+        )?;
         self.figures.verify_seconds = seconds(started);
         self.tell(&story::verify(&self.figures))
     }

@@ -10,6 +10,7 @@ mod demo;
 mod read;
 mod render;
 mod restore;
+mod service;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -41,11 +42,18 @@ fn run(args: &Args) -> Result<()> {
     if let Verb::Demo(demo) = &args.verb {
         return demo::demo(demo, &args.global, &cancel);
     }
-    let app = App::new(&args.flags(), Environment::from_process()?, cancel)?;
+    let app = App::new(
+        &args.flags(),
+        Environment::from_process()?.add_secrets(std::io::stdin())?,
+        cancel,
+    )?;
     for warning in &app.config.warnings {
         note(&format!("warning: {warning}"));
     }
     match &args.verb {
+        Verb::Serve(verb) => service::serve(app, verb, &args.global),
+        Verb::Prune(verb) => service::prune(&app, verb, &args.global),
+        Verb::Status(verb) => service::status(&app, verb, &args.global),
         Verb::Backup(verb) => backup::backup(&app, verb, &args.global),
         Verb::List(verb) => read::list(&app, verb, &args.global),
         Verb::Show(verb) => read::show(&app, verb, &args.global),

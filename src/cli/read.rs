@@ -8,15 +8,13 @@ use super::args::{Cat, Global, List, Show, Verify};
 use super::{note, print, print_json, render};
 use crate::app::App;
 use crate::archive::{Index, StoreReader, codec, reader};
-use crate::catalog::layout::{Outcome, Part};
+use crate::catalog::layout::Part;
 use crate::catalog::legacy::check_legacy;
 use crate::catalog::list::{Catalog, Entry, State};
-use crate::catalog::manifest::Manifest;
-use crate::catalog::state;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Reporter;
-use crate::store::{self, Store};
-use crate::units::{BackupKind, ByteSize};
+use crate::store::Store;
+use crate::units::BackupKind;
 use crate::verify::{self as check};
 
 pub(super) fn list(app: &App, verb: &List, global: &Global) -> Result<()> {
@@ -51,10 +49,8 @@ pub(super) fn choose(
     }
     let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
     for newer in skipped {
-        let reason = newer
-            .reason
-            .as_deref()
-            .unwrap_or_else(|| render::state(newer.state));
+        let state = newer.state.to_string();
+        let reason = newer.reason.as_deref().unwrap_or(&state);
         note(&format!("passed over {}: {reason}", newer.id));
     }
     Ok(entry)
@@ -88,8 +84,15 @@ pub(super) fn verify(app: &App, verb: &Verify, global: &Global) -> Result<()> {
     let (mut results, mut damaged, mut unread) = (Vec::new(), Vec::new(), None);
     for entry in &entries {
         let progress = app.progress();
+        let _reading = app.reading(entry);
         let reporter = Reporter::start("verify", std::sync::Arc::clone(&progress), global.quiet);
-        let result = verify_one(app, store.as_ref(), entry, &progress);
+        let result = check::entry(
+            store.as_ref(),
+            entry,
+            app.config.jobs,
+            &progress,
+            &app.cancel,
+        );
         drop(reporter);
         let (word, text) = match &result {
             Ok(text) => ("good", text.clone()),
@@ -139,90 +142,10 @@ fn newest(catalog: &Catalog) -> Result<Entry> {
         })
 }
 
-/// Verifies and records the outcome beside the backup.
-pub(super) fn verify_one(
-    app: &App,
-    store: &dyn Store,
-    entry: &Entry,
-    progress: &crate::progress::Progress,
-) -> Result<String> {
-    let result = verify_content(app, store, entry, progress);
-    let outcome = match &result {
-        Ok(_) => Some((Outcome::Verified, None)),
-        Err(error) if error.kind == Kind::Damage => {
-            Some((Outcome::Failed, Some(error.fact.as_str())))
-        }
-        Err(_) => None,
-    };
-    // A legacy backup has no state of its own: its checksum and last line are its state. Nor is
-    // one noted whose manifest cannot be read, which every listing sees anew: the format may only
-    // be newer than this pgark.
-    let notes = entry.state != State::Legacy && entry.manifest.is_some();
-    if let Some((outcome, reason)) = outcome.filter(|_| notes)
-        && let Err(error) = state::record(store, &entry.id, outcome, crate::clock::now(), reason)
-    {
-        note(&format!(
-            "warning: the outcome could not be recorded: {}",
-            error.fact
-        ));
-    }
-    result
-}
-
-fn verify_content(
-    app: &App,
-    store: &dyn Store,
-    entry: &Entry,
-    progress: &crate::progress::Progress,
-) -> Result<String> {
-    let key = entry.key(Part::Artefact)?;
-    if entry.state == State::Legacy {
-        check_legacy(store, entry)?;
-        let raw = check::decode_legacy(store, &key, entry.codec, progress, &app.cancel)?;
-        return Ok(format!(
-            "legacy: checksum, stream of {} and its last line hold",
-            ByteSize(raw)
-        ));
-    }
-    let Some(manifest) = &entry.manifest else {
-        // Read once more for its own error: a newer format is no damage.
-        let manifest_key = entry.key(Part::Manifest)?;
-        let json = store::get(store, &manifest_key)?.unwrap_or_default();
-        Manifest::parse(&manifest_key, &json)?;
-        let reason = entry.reason.clone();
-        return Err(Error::damage(
-            reason.unwrap_or_else(|| "it has no manifest".to_owned()),
-        ));
-    };
-    if entry.state == State::Missing {
-        return Err(Error::damage(
-            entry
-                .reason
-                .clone()
-                .unwrap_or_else(|| "its artefact is missing".to_owned()),
-        ));
-    }
-    let keys = (&key, &entry.key(Part::Index)?);
-    let done = check::verify(
-        store,
-        keys,
-        entry.codec,
-        manifest,
-        app.config.jobs,
-        progress,
-        &app.cancel,
-    )?;
-    Ok(format!(
-        "{} in {} frames, {} rows",
-        ByteSize(done.raw_bytes),
-        done.frames,
-        done.rows
-    ))
-}
-
 pub(super) fn cat(app: &App, verb: &Cat, global: &Global) -> Result<()> {
     let (store, mut catalog) = app.catalog(global.store.as_deref())?;
     let entry = choose(store.as_ref(), &mut catalog, &verb.backup, None)?;
+    let _reading = app.reading(&entry);
     let mut closed = false;
     let mut stdout = std::io::stdout().lock();
     let mut out = |bytes: &[u8]| {

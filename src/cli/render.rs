@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::catalog::list::{Entry, State};
+use crate::catalog::list::Entry;
 use crate::catalog::manifest::Manifest;
+use crate::prune::Verdict;
+use crate::status::Status;
 use crate::units::ByteSize;
 
 /// Aligns columns by their widest cell; two blanks between them, none at the end.
@@ -28,18 +31,6 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// The word for a state.
-pub(super) fn state(state: State) -> &'static str {
-    match state {
-        State::Taken => "taken",
-        State::Verified => "verified",
-        State::Proven => "proven",
-        State::Failed => "failed",
-        State::Missing => "missing",
-        State::Legacy => "legacy",
-    }
-}
-
 /// `list` for people.
 pub(super) fn list(entries: &[&Entry]) -> String {
     let rows: Vec<Vec<String>> = entries
@@ -47,7 +38,7 @@ pub(super) fn list(entries: &[&Entry]) -> String {
         .map(|entry| {
             vec![
                 entry.id.to_string(),
-                state(entry.state).to_owned(),
+                entry.state.to_string(),
                 ByteSize(entry.bytes).to_string(),
                 entry
                     .raw_bytes
@@ -73,7 +64,7 @@ pub(super) fn entry_json(entry: &Entry, store: &str) -> Value {
         "database": entry.database,
         "started_at": entry.started_at,
         "finished_at": entry.finished_at,
-        "state": state(entry.state),
+        "state": entry.state,
         "good": entry.good,
         "reason": entry.reason,
         "bytes": entry.bytes,
@@ -83,6 +74,84 @@ pub(super) fn entry_json(entry: &Entry, store: &str) -> Value {
         "sha256": entry.sha256,
         "parent": entry.manifest.as_ref().and_then(|manifest| manifest.parent.as_ref()),
     })
+}
+
+/// `prune --dry-run` for people.
+pub(super) fn verdicts(verdicts: &[Verdict]) -> String {
+    let rows: Vec<Vec<String>> = verdicts
+        .iter()
+        .map(|verdict| {
+            vec![
+                verdict.entry.id.to_string(),
+                if verdict.keep { "keep" } else { "expire" }.to_owned(),
+                ByteSize(verdict.entry.bytes).to_string(),
+                verdict.reason.clone(),
+            ]
+        })
+        .collect();
+    table(&["BACKUP", "", "SIZE", "WHY"], &rows)
+}
+
+/// `status` for people; ends with the command to restore now.
+pub(super) fn status(status: &Status, store: &str, now: Timestamp) -> String {
+    let rows: Vec<Vec<String>> = status
+        .databases
+        .iter()
+        .map(|one| {
+            vec![
+                one.name.clone(),
+                if one.trouble.is_none() {
+                    "ok"
+                } else {
+                    "NOT OK"
+                }
+                .to_owned(),
+                one.newest
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), ToString::to_string),
+                one.newest_at
+                    .map_or_else(|| "-".to_owned(), |at| age(now.duration_since(at))),
+                ByteSize(one.bytes).to_string(),
+                one.good.to_string(),
+                one.trouble.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let mut text = table(
+        &[
+            "DATABASE",
+            "",
+            "NEWEST GOOD BACKUP",
+            "AGE",
+            "SIZE",
+            "GOOD",
+            "",
+        ],
+        &rows,
+    );
+    let _ = writeln!(text, "\nstore     {store}");
+    let _ = writeln!(
+        text,
+        "next run  {} (in {})",
+        status.next_run,
+        age(status.next_run.duration_since(now))
+    );
+    if let Some(newest) = status.databases.iter().find_map(|one| one.newest.as_ref()) {
+        let _ = writeln!(text, "restore   pgark restore {newest}");
+    }
+    text
+}
+
+/// A span in its two largest units.
+fn age(span: SignedDuration) -> String {
+    let seconds = span.as_secs().max(0);
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min"),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
 }
 
 /// `show` for people.
@@ -96,7 +165,7 @@ pub(super) fn page(entry: &Entry, store: &str) -> String {
     line("backup", entry.id.as_str());
     line("kind", &entry.kind.to_string());
     line("database", entry.database.as_deref().unwrap_or_default());
-    line("state", state(entry.state));
+    line("state", &entry.state.to_string());
     line("reason", entry.reason.as_deref().unwrap_or_default());
     line("started", &entry.started_at.to_string());
     line(

@@ -27,6 +27,7 @@ pub(super) fn restore(app: &App, verb: &Restore, global: &Global) -> Result<()> 
         &verb.backup,
         verb.database.as_deref(),
     )?;
+    let _reading = app.reading(&entry);
     if entry.kind != BackupKind::Dump {
         return Err(Error::usage(format!(
             "{} holds {}, which is not a database",
@@ -44,26 +45,7 @@ pub(super) fn restore(app: &App, verb: &Restore, global: &Global) -> Result<()> 
     if entry.state == State::Legacy {
         return restore_legacy(app, verb, global, store.as_ref(), &entry, &name);
     }
-    let refuse = |reason: &str| {
-        Error::damage(format!("{} is not good: {reason}", entry.id))
-            .hint("`pgark list` shows the others")
-    };
-    let manifest = entry
-        .manifest
-        .as_ref()
-        .ok_or_else(|| refuse(entry.reason.as_deref().unwrap_or("it has no manifest")))?;
-    if matches!(entry.state, State::Missing) || entry.artefact.is_none() {
-        return Err(refuse(
-            entry.reason.as_deref().unwrap_or("its artefact is missing"),
-        ));
-    }
-    let source = dump::Source::open(
-        store.as_ref(),
-        entry.key(Part::Artefact)?,
-        &entry.key(Part::Index)?,
-        entry.codec,
-        manifest,
-    )?;
+    let source = open(store.as_ref(), &entry)?;
     if verb.dry_run {
         return dry_run(app, global, &entry, &source, &name);
     }
@@ -110,6 +92,30 @@ pub(super) fn default_name(database: &str) -> String {
         end -= 1;
     }
     format!("{}{suffix}", &database[..end])
+}
+
+/// The dump's index and manifest, for reading its frames.
+fn open<'a>(store: &'a dyn Store, entry: &'a Entry) -> Result<dump::Source<'a>> {
+    let refuse = |reason: &str| {
+        Error::damage(format!("{} is not good: {reason}", entry.id))
+            .hint("`pgark list` shows the others")
+    };
+    let manifest = entry
+        .manifest
+        .as_ref()
+        .ok_or_else(|| refuse(entry.reason.as_deref().unwrap_or("it has no manifest")))?;
+    if matches!(entry.state, State::Missing) || entry.artefact.is_none() {
+        return Err(refuse(
+            entry.reason.as_deref().unwrap_or("its artefact is missing"),
+        ));
+    }
+    dump::Source::open(
+        store,
+        entry.key(Part::Artefact)?,
+        &entry.key(Part::Index)?,
+        entry.codec,
+        manifest,
+    )
 }
 
 fn restore_legacy(

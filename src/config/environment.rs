@@ -47,6 +47,36 @@ impl Environment {
         Ok(Environment(map))
     }
 
+    /// Adds what the service hands its runs on stdin: the variables that hold secrets.
+    ///
+    /// # Errors
+    /// `Usage` when stdin is none of the service's.
+    pub fn add_secrets(mut self, input: impl Read) -> Result<Self> {
+        if self.0.remove(SECRETS_ON_STDIN).is_none() {
+            return Ok(self);
+        }
+        let secrets: BTreeMap<String, String> = serde_json::from_reader(input).map_err(|_| {
+            Error::usage(format!(
+                "{SECRETS_ON_STDIN} is set, but stdin holds no variables"
+            ))
+            .hint(format!(
+                "unset {SECRETS_ON_STDIN}: it is for pgark's own runs"
+            ))
+        })?;
+        self.0.extend(secrets);
+        Ok(self)
+    }
+
+    /// The variables without secrets, and those that are or may hold one.
+    #[must_use]
+    pub fn split(&self) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        let pairs = self
+            .0
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone()));
+        pairs.partition(|(name, _)| !may_hold_secret(name))
+    }
+
     /// An environment of these variables only.
     pub fn from_pairs<K: Into<String>, V: Into<String>>(
         pairs: impl IntoIterator<Item = (K, V)>,
@@ -81,6 +111,22 @@ impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
+}
+
+/// Set for a run of the service: its secrets come on stdin.
+pub const SECRETS_ON_STDIN: &str = "PGARK_SECRETS_ON_STDIN";
+
+/// Whether a child must not have it: our own secrets, libpq's, and what others name like one.
+fn may_hold_secret(name: &str) -> bool {
+    let ours = VARIABLES.iter().filter(|variable| variable.secret);
+    let known = ours
+        .flat_map(Variable::spellings)
+        .chain(["PGPASSWORD", "PGSSLPASSWORD"])
+        .any(|known| known == name);
+    known
+        || ["PASSWORD", "SECRET", "TOKEN", "PASSPHRASE"]
+            .iter()
+            .any(|word| name.ends_with(word))
 }
 
 fn concerns_us(name: &str) -> bool {

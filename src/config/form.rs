@@ -98,6 +98,11 @@ impl Form {
 
 const SWITCHES: [&str; 8] = ["true", "false", "on", "off", "yes", "no", "1", "0"];
 
+/// Whether a checked switch is on.
+pub(super) fn switch(text: &str) -> bool {
+    ["true", "on", "yes", "1"].contains(&text.to_ascii_lowercase().as_str())
+}
+
 fn count(text: &str, min: u32, max: u32) -> bool {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits && text.parse::<u32>().is_ok_and(|n| (min..=max).contains(&n))

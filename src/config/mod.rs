@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use databases::Databases;
 pub use docs::markdown;
-pub use environment::{Environment, Secret};
+pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
 pub use form::Form;
 pub use table::{Section, Since, VARIABLES, Variable};
 
@@ -59,10 +59,38 @@ pub struct Config {
     pub program_dir: Option<PathBuf>,
     /// How long a dump waits for the lock on a table.
     pub lock_timeout: Duration,
+    pub retention: Retention,
+    pub service: Service,
     /// For stderr, one line each, on every verb.
     pub warnings: Vec<String>,
     /// One line for `backup`: variables that are set and have no effect yet.
     pub no_effect_yet: Option<String>,
+}
+
+/// What stays when backups expire; each rule adds to the others. 0: the rule keeps nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    pub days: u32,
+    pub keep_daily: u32,
+    pub keep_weekly: u32,
+    pub keep_monthly: u32,
+    pub keep_yearly: u32,
+    pub keep_min: u32,
+}
+
+/// What only `serve` and those who ask about it use.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Five cron fields or `@daily`, …; parsed by `schedule`.
+    pub schedule: String,
+    /// `TZ`: the zone of a schedule that names none.
+    pub zone: Option<String>,
+    pub on_start: bool,
+    /// `address:port`.
+    pub http_addr: String,
+    pub run_timeout: Duration,
+    /// `text`, `json` or `logfmt`.
+    pub log_format: String,
 }
 
 /// Where the server is and who asks, in libpq's keywords.
@@ -119,6 +147,8 @@ pub fn load(flags: &Flags, env: &Environment) -> Result<Config> {
         program_dir: setting("PGARK_PG_BIN", env)?.map(|found| PathBuf::from(found.text)),
         lock_timeout: form::duration(&required("PGARK_LOCK_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(60)),
+        retention: retention(env)?,
+        service: service(env)?,
         warnings: nearest::unknown_variables(env),
         no_effect_yet,
     })
@@ -237,6 +267,36 @@ fn jobs(flags: &Flags, env: &Environment) -> Result<usize> {
         Some(jobs) => Ok(jobs),
         None => Ok(std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4))),
     }
+}
+
+fn retention(env: &Environment) -> Result<Retention> {
+    let count = |name| -> Result<u32> {
+        let found = match variable(name)?.default {
+            Some(_) => Some(required(name, env)?),
+            None => setting(name, env)?,
+        };
+        Ok(found.and_then(|found| found.text.parse().ok()).unwrap_or(0))
+    };
+    Ok(Retention {
+        days: count("BACKUP_RETENTION_DAYS")?,
+        keep_daily: count("BACKUP_KEEP_DAILY")?,
+        keep_weekly: count("BACKUP_KEEP_WEEKLY")?,
+        keep_monthly: count("BACKUP_KEEP_MONTHLY")?,
+        keep_yearly: count("BACKUP_KEEP_YEARLY")?,
+        keep_min: count("BACKUP_KEEP_MIN")?,
+    })
+}
+
+fn service(env: &Environment) -> Result<Service> {
+    Ok(Service {
+        schedule: required("BACKUP_SCHEDULE", env)?.text,
+        zone: env.get("TZ").map(str::to_owned),
+        on_start: form::switch(&required("BACKUP_ON_START", env)?.text),
+        http_addr: required("HTTP_ADDR", env)?.text,
+        run_timeout: form::duration(&required("PGARK_RUN_TIMEOUT", env)?.text)
+            .unwrap_or(Duration::from_secs(24 * 3600)),
+        log_format: required("LOG_FORMAT", env)?.text,
+    })
 }
 
 fn connection(env: &Environment) -> Result<ConnectionSettings> {

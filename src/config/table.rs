@@ -197,13 +197,15 @@ pub const VARIABLES: &[Variable] = &[
     var(Programs, "PGARK_PG_BIN", Form::Path, "Directory of PostgreSQL's client programs, or several with colons between. Set, no other place is searched."),
     var(Programs, "PGARK_LOCK_TIMEOUT", Form::Duration, "How long a dump waits for the lock on a table that somebody else holds.")
         .default("60s"),
+    var(Programs, "PGARK_RUN_TIMEOUT", Form::Duration, "How long a run of the service may take; then it is ended, so that the next one can begin.")
+        .default("24h"),
     var(Programs, "PGARK_CONFIG", Form::Path, "The configuration file `pgark.toml`.")
         .refused("it reads flags and variables only", "leave the file out and set variables"),
 
     var(Schedules, "BACKUP_SCHEDULE", Form::Schedule, "When to take dumps.")
-        .default("0 2 * * *").later("schedules"),
-    var(Schedules, "BACKUP_ON_START", Form::Switch, "Take a backup when the service starts.")
-        .default("true").later("schedules"),
+        .default("0 2 * * *"),
+    var(Schedules, "BACKUP_ON_START", Form::Switch, "Take a backup when the service starts, unless there is one of the last hour; so a run that was missed while the service was down is made up for.")
+        .default("true"),
     var(Schedules, "BASE_SCHEDULE", Form::Schedule, "When to take base backups. Unset: never.")
         .later("base backups"),
     var(Schedules, "BASE_INCREMENTAL_SCHEDULE", Form::Schedule, "When to take incremental base backups (PostgreSQL 17 or newer). Unset: never.")
@@ -212,13 +214,13 @@ pub const VARIABLES: &[Variable] = &[
         .later("drills"),
 
     var(Retention, "BACKUP_RETENTION_DAYS", DAYS, "Days to keep backups.")
-        .default("30").later("retention"),
-    var(Retention, "BACKUP_KEEP_DAILY", KEEP, "Daily backups to keep beside the days.").later("retention"),
-    var(Retention, "BACKUP_KEEP_WEEKLY", KEEP, "Weekly backups to keep beside the days.").later("retention"),
-    var(Retention, "BACKUP_KEEP_MONTHLY", KEEP, "Monthly backups to keep beside the days.").later("retention"),
-    var(Retention, "BACKUP_KEEP_YEARLY", KEEP, "Yearly backups to keep beside the days.").later("retention"),
+        .default("30"),
+    var(Retention, "BACKUP_KEEP_DAILY", KEEP, "Daily backups to keep beside the days: the newest of each."),
+    var(Retention, "BACKUP_KEEP_WEEKLY", KEEP, "Weekly backups to keep beside the days: the newest of each."),
+    var(Retention, "BACKUP_KEEP_MONTHLY", KEEP, "Monthly backups to keep beside the days: the newest of each."),
+    var(Retention, "BACKUP_KEEP_YEARLY", KEEP, "Yearly backups to keep beside the days: the newest of each."),
     var(Retention, "BACKUP_KEEP_MIN", Form::Count(1, 10_000), "Never fewer good backups than this per database and store.")
-        .default("1").later("retention"),
+        .default("1"),
     var(Retention, "S3_RETENTION_DAYS", DAYS, "Days to keep backups on S3. Unset: as BACKUP_RETENTION_DAYS.")
         .with("S3_BUCKET"),
 
@@ -239,11 +241,11 @@ pub const VARIABLES: &[Variable] = &[
     var(Wal, "WAL_FLUSH_INTERVAL", Form::Duration, "The longest that received WAL stays out of S3.").default("10s").later("WAL streaming"),
     var(Wal, "WAL_RETENTION_DAYS", DAYS, "Days that can be restored to any second. Unset: as BACKUP_RETENTION_DAYS.").later("WAL streaming"),
 
-    var(Service, "HTTP_ADDR", Form::Listen, "Where health, metrics and pages are served.").default("127.0.0.1:8080").later("the service"),
-    var(Service, "WEB_PASSWORD", Form::Text, "Password of the pages.").secret().later("the service"),
+    var(Service, "HTTP_ADDR", Form::Listen, "Where `/livez` and `/healthz` are served.").default("127.0.0.1:8080"),
+    var(Service, "WEB_PASSWORD", Form::Text, "Password of the pages.").secret().later("pages"),
     var(Service, "NOTIFY_URLS", Form::Lines, "Where to report failures.").secret().later("notifications"),
     var(Service, "HEARTBEAT_URL", Form::Text, "Fetched after each success.").secret().later("notifications"),
-    var(Service, "LOG_FORMAT", Form::OneOf(&["text", "json", "logfmt"]), "Form of the log.").default("text").later("log formats"),
+    var(Service, "LOG_FORMAT", Form::OneOf(&["text", "json", "logfmt"]), "Form of the service's log.").default("text"),
 ];
 
 #[cfg(test)]

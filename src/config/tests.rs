@@ -280,9 +280,9 @@ fn what_would_hurt_if_ignored_is_refused() {
 #[test]
 fn what_has_no_effect_yet_is_named_in_one_line_without_values() {
     let config = from(&[
-        ("BACKUP_SCHEDULE", "@daily"),
-        ("BACKUP_RETENTION_DAYS", "7"),
-        ("BACKUP_KEEP_WEEKLY", "4"),
+        ("BASE_SCHEDULE", "@daily"),
+        ("DRILL_SCHEDULE", "@weekly"),
+        ("WAL_RETENTION_DAYS", "4"),
         ("HTTP_ADDR", "0.0.0.0:80"),
         ("WEB_PASSWORD", "hunter2"),
         ("AWS_REGION", "eu-west-1"),
@@ -290,9 +290,9 @@ fn what_has_no_effect_yet_is_named_in_one_line_without_values() {
     .unwrap();
     let line = config.no_effect_yet.unwrap();
     for name in [
-        "BACKUP_SCHEDULE",
-        "BACKUP_RETENTION_DAYS",
-        "BACKUP_KEEP_WEEKLY",
+        "BASE_SCHEDULE",
+        "DRILL_SCHEDULE",
+        "WAL_RETENTION_DAYS",
         "WEB_PASSWORD",
     ] {
         assert!(line.contains(name), "{line}");
@@ -302,6 +302,66 @@ fn what_has_no_effect_yet_is_named_in_one_line_without_values() {
         "{line}"
     );
     assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn what_stays_and_when_runs_come_is_read() {
+    let config = from(&[
+        ("BACKUP_SCHEDULE", "@hourly"),
+        ("BACKUP_ON_START", "no"),
+        ("BACKUP_RETENTION_DAYS", "7"),
+        ("BACKUP_KEEP_WEEKLY", "4"),
+        ("PGARK_RUN_TIMEOUT", "2h"),
+        ("TZ", "Europe/Berlin"),
+    ])
+    .unwrap();
+    let Retention {
+        days,
+        keep_weekly,
+        keep_yearly,
+        keep_min,
+        ..
+    } = config.retention;
+    assert_eq!((days, keep_weekly, keep_yearly, keep_min), (7, 4, 0, 1));
+    let service = config.service;
+    assert_eq!(
+        (service.schedule.as_str(), service.on_start),
+        ("@hourly", false)
+    );
+    assert_eq!(service.run_timeout, Duration::from_secs(7200));
+    assert_eq!(service.zone.as_deref(), Some("Europe/Berlin"));
+    let config = from(&[]).unwrap();
+    assert!(config.service.on_start && config.retention.days == 30);
+}
+
+#[test]
+fn a_child_gets_no_secret_in_its_environment() {
+    let env = Environment::from_pairs([
+        ("DB_PASSWORD", "hunter2"),
+        ("PGPASSWORD", "hunter2"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ("APP_TOKEN", "hunter2"),
+        ("DB_HOST", "db"),
+        ("DB_PASSWORD_FILE", "/run/secrets/db_password"),
+    ]);
+    let (plain, secret) = env.split();
+    assert_eq!(secret.len(), 4, "{:?}", secret.keys());
+    assert!(plain.values().all(|value| value != "hunter2"));
+    assert!(plain.contains_key("DB_HOST") && plain.contains_key("DB_PASSWORD_FILE"));
+    let child = Environment::from_pairs(
+        plain
+            .into_iter()
+            .chain([(SECRETS_ON_STDIN.to_owned(), "1".to_owned())]),
+    );
+    let json = serde_json::to_vec(&secret).unwrap();
+    let child = child.add_secrets(json.as_slice()).unwrap();
+    assert_eq!(child.get("DB_PASSWORD"), Some("hunter2"));
+    assert_eq!(child.get(SECRETS_ON_STDIN), None);
+    // Nothing is read unless it is announced.
+    let plain = Environment::default().add_secrets(json.as_slice()).unwrap();
+    assert_eq!(plain.get("DB_PASSWORD"), None);
+    let wrong = Environment::from_pairs([(SECRETS_ON_STDIN, "1")]);
+    assert!(wrong.add_secrets(b"".as_slice()).is_err());
 }
 
 #[test]

@@ -260,3 +260,38 @@ impl Tls {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+
+    /// As a server that sends rows to one who stops reading, is told to close, reads what is
+    /// left and goes. Closed in peace, its last word on the window stays "closed".
+    #[test]
+    fn a_closed_session_ends_for_a_server_that_waits_to_send() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client: Socket = TcpStream::connect(address).unwrap().into();
+        let (mut server, _) = listener.accept().unwrap();
+        let (sent, progress) = channel();
+        let writer = std::thread::spawn(move || {
+            while server.write(&[0; 4096]).is_ok() {
+                let _ = sent.send(());
+            }
+        });
+        // Until it is blocked.
+        let pause = std::time::Duration::from_millis(500);
+        while progress.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {}
+        Stream::close(&client);
+        let mut buffer = vec![0; 1 << 20];
+        while (&client).read(&mut buffer).is_ok_and(|count| count > 0) {}
+        drop(client);
+        let started = std::time::Instant::now();
+        while progress.recv_timeout(pause) != Err(RecvTimeoutError::Disconnected) {
+            assert!(started.elapsed().as_secs() < 10, "the server still waits");
+        }
+        writer.join().unwrap();
+    }
+}

@@ -143,6 +143,68 @@ fn host() -> String {
     )
 }
 
+/// Tells a prune that somebody reads a backup: an flock(2) on a file of its own in
+/// `.pgark/reading/`. Dropping it releases and removes the file; the next prune removes one that
+/// a crash left.
+#[derive(Debug)]
+pub struct Reading {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Reading {
+    /// None where the store's directory cannot be written: a reader there is not protected.
+    #[must_use]
+    pub fn hold(dir: &Path, id: &str) -> Option<Reading> {
+        let folder = dir.join(READING_FOLDER);
+        create_dir(&folder).ok()?;
+        (0..1000).find_map(|number| {
+            let path = folder.join(format!("{id}.{}-{number}", std::process::id()));
+            let file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .ok()?;
+            file.try_lock().ok()?;
+            Some(Reading { path, _file: file })
+        })
+    }
+
+    /// Whether somebody reads this backup now.
+    #[must_use]
+    pub fn is_held(dir: &Path, id: &str) -> bool {
+        let Ok(files) = std::fs::read_dir(dir.join(READING_FOLDER)) else {
+            return false;
+        };
+        let prefix = format!("{id}.");
+        let mut held = false;
+        for entry in files.flatten() {
+            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+                continue;
+            }
+            let Ok(file) = File::open(entry.path()) else {
+                continue;
+            };
+            if file.try_lock().is_ok() {
+                // Its reader died.
+                let _ = std::fs::remove_file(entry.path());
+            } else {
+                held = true;
+            }
+        }
+        held
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+const READING_FOLDER: &str = ".pgark/reading";
+
 #[cfg(test)]
 mod tests {
     use super::*;

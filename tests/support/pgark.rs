@@ -74,6 +74,32 @@ impl Pgark {
     }
 }
 
+impl Pgark {
+    /// Starts it with stdout and stderr in a file, for those that run long.
+    pub(crate) fn spawn_logging_to(mut self, path: &Path) -> Running {
+        let log = std::fs::File::create(path).unwrap();
+        self.command.stdin(Stdio::null());
+        self.command.stdout(log.try_clone().unwrap()).stderr(log);
+        Running {
+            what: format!("{:?}", self.command),
+            child: self.command.spawn().unwrap(),
+        }
+    }
+}
+
+impl Pgark {
+    /// Starts it with its stdout in a file or pipe.
+    pub(crate) fn spawn_writing_to(mut self, path: &Path) -> Running {
+        let out = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        self.command.stdin(Stdio::null()).stdout(out);
+        self.command.stderr(Stdio::null());
+        Running {
+            what: format!("{:?}", self.command),
+            child: self.command.spawn().unwrap(),
+        }
+    }
+}
+
 /// A pgark that runs.
 pub(crate) struct Running {
     child: Child,

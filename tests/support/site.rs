@@ -52,6 +52,8 @@ impl Site {
             .store(self.dir.path())
             .env("DB_NAME", quoted)
             .env("BACKUP_JOBS", "2")
+            // What tests lay down as old must stay, unless they are about that.
+            .env("BACKUP_RETENTION_DAYS", "36500")
     }
 
     /// `pgark backup`, when no other test of ours runs one, changed by the test.
@@ -196,10 +198,13 @@ pub(crate) fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Its names only, without the lock, which stays on purpose.
+/// Its names only, without what stays on purpose: the lock, and the records of runs.
 pub(crate) fn names(dir: &Path) -> Vec<String> {
+    let stays = |name: &str| {
+        name.ends_with(".lock") || ["backup.log", ".pgark/journal.jsonl"].contains(&name)
+    };
     let names = files(dir).into_keys();
-    names.filter(|name| !name.ends_with(".lock")).collect()
+    names.filter(|name| !stays(name)).collect()
 }
 
 /// Password of the superuser, as a file with the newline that editors leave.

@@ -1,0 +1,195 @@
+//! `pgark serve`, `prune` and `status`.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::args::{Global, Prune, Serve, Status};
+use super::{note, print, print_json, render};
+use crate::app::App;
+use crate::catalog::legacy::check_legacy;
+use crate::catalog::list::{self, State};
+use crate::config::Databases;
+use crate::error::{Error, Result};
+use crate::prune::{self, Pruned};
+use crate::service::health::{self, Health};
+use crate::service::http::{self, Pulse};
+use crate::service::log::Log;
+use crate::service::run;
+use crate::service::supervisor::Supervisor;
+use crate::store::Store;
+use crate::units::ByteSize;
+
+pub(super) fn serve(app: App, _verb: &Serve, global: &Global) -> Result<()> {
+    let log = Log::new(&app.config.service.log_format);
+    let schedule = app.schedule()?;
+    let databases = app.databases()?;
+    let store = app.store(global.store.as_deref())?;
+    if let Some(line) = &app.config.no_effect_yet {
+        log.warn(line);
+    }
+    log.info(&format!(
+        "pgark {} serves: {} into {}",
+        env!("CARGO_PKG_VERSION"),
+        describe(&databases),
+        store.describe()
+    ));
+    greet(log, store)?;
+    let dir = app.config.dir.clone();
+    let health = Health::new(
+        app.store(global.store.as_deref())?,
+        dir.clone(),
+        databases.clone(),
+        schedule.clone(),
+    );
+    let pulse = Arc::new(Pulse::default());
+    pulse.beat();
+    let address = http::serve(
+        &app.config.service.http_addr,
+        Arc::new(health),
+        Arc::clone(&pulse),
+    )?;
+    log.info(&format!("health: http://{address}/healthz"));
+    let supervisor = Supervisor {
+        schedule,
+        on_start: app.config.service.on_start,
+        run_timeout: app.config.service.run_timeout,
+        arguments: vec!["--dir".to_owned(), dir.display().to_string()],
+        dir,
+        environment: app.environment().clone(),
+        log,
+        cancel: app.cancel.clone(),
+        pulse,
+        server_answers: Box::new(move || {
+            let names = match &databases {
+                Databases::Named(names) => names.as_slice(),
+                Databases::All => &[],
+            };
+            app.pin(names).map(drop)
+        }),
+    };
+    supervisor.run()
+}
+
+fn describe(databases: &Databases) -> String {
+    match databases {
+        Databases::All => "every database".to_owned(),
+        Databases::Named(names) if names.len() == 1 => format!("database {}", names[0]),
+        Databases::Named(names) => format!("databases {}", names.join(", ")),
+    }
+}
+
+/// Says what lies in the store, and how many of the old service's backups are good: those are
+/// read whole, beside everything else.
+fn greet(log: Log, store: Box<dyn Store>) -> Result<()> {
+    let catalog = list::load(store.as_ref())?;
+    let legacy: Vec<_> = catalog
+        .entries
+        .iter()
+        .filter(|entry| entry.state == State::Legacy)
+        .cloned()
+        .collect();
+    let own = catalog.entries.len() - legacy.len();
+    log.info(&format!(
+        "{} holds {own} backups of pgark and {} of the old service",
+        store.describe(),
+        legacy.len()
+    ));
+    let Some(newest) = legacy.first().map(|entry| entry.id.clone()) else {
+        return Ok(());
+    };
+    std::thread::spawn(move || {
+        let good = legacy
+            .iter()
+            .filter(|entry| match check_legacy(store.as_ref(), entry) {
+                Ok(()) => true,
+                Err(error) => {
+                    log.warn(&error.fact);
+                    false
+                }
+            })
+            .count();
+        log.info(&format!(
+            "of the old service's {} backups {good} are good; the newest is {newest}",
+            legacy.len()
+        ));
+    });
+    Ok(())
+}
+
+pub(super) fn prune(app: &App, verb: &Prune, global: &Global) -> Result<()> {
+    let (store, catalog) = app.catalog(global.store.as_deref())?;
+    let plan = prune::plan(&catalog, &app.policy(), crate::clock::now());
+    let mut pruned = Pruned::default();
+    if !verb.dry_run {
+        let mut notes = Vec::new();
+        run::expire(app, store.as_ref(), &mut pruned, &mut notes)?;
+        for text in &notes {
+            note(text);
+        }
+    } else if !global.json {
+        for text in &plan.warnings {
+            note(text);
+        }
+    }
+    if global.json {
+        let verdicts: Vec<_> = plan
+            .verdicts
+            .iter()
+            .map(|verdict| {
+                json!({
+                    "id": verdict.entry.id.as_str(),
+                    "keep": verdict.keep,
+                    "reason": verdict.reason,
+                    "bytes": verdict.entry.bytes,
+                })
+            })
+            .collect();
+        let expired: Vec<&str> = pruned.removed.iter().map(|one| one.id.as_str()).collect();
+        print_json(&json!({
+            "dry_run": verb.dry_run, "verdicts": verdicts, "expired": expired, "warnings": plan.warnings,
+        }))?;
+    } else if verb.dry_run {
+        print(&render::verdicts(&plan.verdicts))?;
+    } else {
+        for entry in &pruned.removed {
+            print(&format!("{}  {}\n", entry.id, ByteSize(entry.bytes)))?;
+        }
+    }
+    match pruned.stayed.into_iter().next() {
+        None => Ok(()),
+        Some((_, error)) => Err(Error::new(
+            crate::error::Kind::Partial,
+            format!(
+                "not everything that expired could be deleted: {}",
+                error.fact
+            ),
+        )),
+    }
+}
+
+pub(super) fn status(app: &App, verb: &Status, global: &Global) -> Result<()> {
+    let (store, catalog) = app.catalog(global.store.as_deref())?;
+    let status = health::judge(
+        &app.databases()?,
+        &app.config.dir,
+        &catalog,
+        &app.schedule()?,
+    );
+    if global.json {
+        let mut value = health::to_json(&status);
+        value["store"] = json!(store.name());
+        print_json(&value)?;
+    } else {
+        print(&render::status(
+            &status,
+            &store.describe(),
+            crate::clock::now(),
+        ))?;
+    }
+    if verb.exit_code && !status.is_healthy() {
+        return Err(Error::failed("not every database is backed up as promised")
+            .hint("`pgark list` shows what there is; backup.log in the store says what failed"));
+    }
+    Ok(())
+}

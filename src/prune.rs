@@ -1,0 +1,150 @@
+//! Expires backups of one store: the plan of `retention`, then the deletions, oldest first.
+//!
+//! Invariants: nothing is deleted but whole backups that the catalog lists, and what is left of
+//! those whose artefact somebody deleted by hand; a backup that somebody reads stays until the
+//! next time; a backup that cannot be deleted stops nobody else's deletion. The caller holds the
+//! lock of the store. A crash leaves a backup half deleted in the order of `catalog::commit`,
+//! which the next run completes.
+
+use jiff::Timestamp;
+
+use crate::cancel::Token;
+use crate::catalog::commit;
+use crate::catalog::list::{Catalog, Entry, State};
+use crate::error::{Error, Result};
+use crate::retention::{self, Backup, Clock, Condition, Policy};
+use crate::store::Store;
+
+/// The verdict on one backup.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    pub entry: Entry,
+    pub keep: bool,
+    /// Why, for people.
+    pub reason: String,
+    /// A legacy backup that waits for a verified backup of its database.
+    pub waits: bool,
+}
+
+/// What would be done: nothing is touched by making it.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Newest first, as the catalog.
+    pub verdicts: Vec<Verdict>,
+    /// What a person should know, with what to do about it.
+    pub warnings: Vec<String>,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Pruned {
+    pub removed: Vec<Entry>,
+    /// Backups that stayed although nothing keeps them, and why.
+    pub stayed: Vec<(Entry, Error)>,
+}
+
+impl Pruned {
+    /// Bytes that the deletions freed.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.removed.iter().map(|entry| entry.bytes).sum()
+    }
+}
+
+/// Decides on every backup of a store.
+#[must_use]
+pub fn plan(catalog: &Catalog, policy: &Policy, now: Timestamp) -> Plan {
+    let backups: Vec<Backup> = catalog.entries.iter().map(backup).collect();
+    let clock = Clock {
+        now,
+        confirmed: false,
+    };
+    let decided = retention::plan(&backups, policy, clock);
+    let verdicts = catalog.entries.iter().zip(decided.decisions);
+    Plan {
+        verdicts: verdicts
+            .map(|(entry, decision)| {
+                let gone = entry.state == State::Missing;
+                let reason = if gone {
+                    "its artefact is gone; only its manifest is left".to_owned()
+                } else {
+                    decision.to_string()
+                };
+                Verdict {
+                    entry: entry.clone(),
+                    keep: decision.keep && !gone,
+                    reason,
+                    waits: decision
+                        .reasons
+                        .iter()
+                        .any(|reason| matches!(reason, retention::Reason::LegacyWaits(_))),
+                }
+            })
+            .collect(),
+        warnings: decided
+            .warnings
+            .iter()
+            .map(|warning| format!("{warning}; {}", warning.hint()))
+            .collect(),
+    }
+}
+
+fn backup(entry: &Entry) -> Backup {
+    let reason = || {
+        entry
+            .reason
+            .clone()
+            .unwrap_or_else(|| entry.state.to_string())
+    };
+    Backup {
+        id: entry.id.clone(),
+        kind: entry.kind,
+        database: entry.database.clone(),
+        cluster: entry
+            .manifest
+            .as_ref()
+            .and_then(|manifest| manifest.system_identifier.clone())
+            .unwrap_or_default(),
+        time: entry.started_at,
+        condition: match entry.state {
+            State::Taken => Condition::Good,
+            State::Verified | State::Proven => Condition::Verified,
+            State::Legacy if entry.good => Condition::Good,
+            State::Legacy => Condition::Unchecked,
+            State::Failed | State::Missing => Condition::Bad(reason()),
+        },
+        legacy: entry.manifest.is_none() && entry.state == State::Legacy,
+        bytes: entry.bytes,
+    }
+}
+
+/// Deletes what the plan does not keep, oldest first. `in_use` tells that somebody reads a backup.
+///
+/// # Errors
+/// Only the signal's; what befell single backups is in the result.
+pub fn apply(
+    store: &dyn Store,
+    plan: &Plan,
+    in_use: &dyn Fn(&Entry) -> bool,
+    cancel: &Token,
+) -> Result<Pruned> {
+    let mut pruned = Pruned::default();
+    for verdict in plan.verdicts.iter().rev().filter(|verdict| !verdict.keep) {
+        cancel.check()?;
+        let entry = verdict.entry.clone();
+        if in_use(&entry) {
+            let error = Error::busy(format!("{} is being read", entry.id))
+                .hint("it goes with the next prune");
+            pruned.stayed.push((entry, error));
+            continue;
+        }
+        match commit::remove(store, &entry) {
+            Ok(()) => pruned.removed.push(entry),
+            Err(error) => {
+                let error = error.context(format!("cannot delete {}", entry.id));
+                pruned.stayed.push((entry, error));
+            }
+        }
+    }
+    Ok(pruned)
+}

@@ -1,0 +1,145 @@
+//! The answer to "is all well?", kept fresh at little cost.
+//!
+//! Invariants: an answer is never older than [`FRESH`]; the catalog is read anew only when the
+//! names, sizes or times in the store changed; an answer that cannot be had is not healthy.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::journal::{self, Line, Outcome};
+use super::run::wanted_databases;
+use crate::catalog::list::{self, Catalog};
+use crate::clock;
+use crate::config::Databases;
+use crate::error::Result;
+use crate::schedule::Schedule;
+use crate::status::{self, Attempt, Status};
+use crate::store::{Object, Store};
+
+/// How long an answer serves.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// What is asked about.
+pub struct Health {
+    store: Box<dyn Store>,
+    dir: PathBuf,
+    databases: Databases,
+    schedule: Schedule,
+    kept: Mutex<Option<Kept>>,
+}
+
+struct Kept {
+    at: Instant,
+    seen: Vec<Object>,
+    catalog: Catalog,
+}
+
+impl Health {
+    #[must_use]
+    pub fn new(
+        store: Box<dyn Store>,
+        dir: PathBuf,
+        databases: Databases,
+        schedule: Schedule,
+    ) -> Health {
+        Health {
+            store,
+            dir,
+            databases,
+            schedule,
+            kept: Mutex::new(None),
+        }
+    }
+
+    /// The status now.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub fn status(&self) -> Result<Status> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = kept.as_ref().is_some_and(|kept| kept.at.elapsed() < FRESH);
+        if !fresh {
+            let mut seen = self.store.list("")?;
+            seen.extend(self.store.list(".pgark/state/")?);
+            // It grows with every run and says nothing of a backup.
+            seen.retain(|object| object.key.as_str() != "backup.log");
+            let catalog = match kept.take() {
+                Some(kept) if kept.seen == seen => kept.catalog,
+                _ => list::load(self.store.as_ref())?,
+            };
+            *kept = Some(Kept {
+                at: Instant::now(),
+                seen,
+                catalog,
+            });
+        }
+        let none = Catalog::default();
+        let catalog = kept.as_ref().map_or(&none, |kept| &kept.catalog);
+        Ok(judge(&self.databases, &self.dir, catalog, &self.schedule))
+    }
+
+    /// Whether all is well, and the answer as JSON.
+    pub fn answer(&self) -> (bool, Value) {
+        match self.status() {
+            Ok(status) => (status.is_healthy(), to_json(&status)),
+            Err(error) => (false, json!({"healthy": false, "error": error.fact})),
+        }
+    }
+}
+
+/// The status of a catalog and the journal beside it.
+#[must_use]
+pub fn judge(
+    databases: &Databases,
+    dir: &std::path::Path,
+    catalog: &Catalog,
+    schedule: &Schedule,
+) -> Status {
+    let wanted = wanted_databases(databases, dir, catalog);
+    let last = journal::read(dir).iter().rev().find_map(attempt);
+    status::status(catalog, &wanted, schedule, last, clock::now())
+}
+
+/// Runs that did not come to work say nothing of the backups.
+fn attempt(line: &Line) -> Option<Attempt> {
+    let ok = match line.outcome {
+        Outcome::Ok => true,
+        Outcome::Partial | Outcome::Failed | Outcome::Interrupted | Outcome::Timeout => false,
+        Outcome::Busy | Outcome::Skipped => return None,
+    };
+    Some(Attempt {
+        started_at: line.started_at,
+        ok,
+    })
+}
+
+/// The fields of `status --json` and `/healthz`.
+#[must_use]
+pub fn to_json(status: &Status) -> Value {
+    let now = clock::now();
+    let databases: Vec<Value> = status
+        .databases
+        .iter()
+        .map(|one| {
+            json!({
+                "database": one.name,
+                "healthy": one.trouble.is_none(),
+                "newest_good": one.newest.as_ref().map(ToString::to_string),
+                "newest_good_at": one.newest_at,
+                "age_seconds": one.newest_at.map(|at| now.duration_since(at).as_secs()),
+                "bytes": one.bytes,
+                "good_backups": one.good,
+                "reason": one.trouble,
+            })
+        })
+        .collect();
+    json!({
+        "healthy": status.is_healthy(),
+        "databases": databases,
+        "promised_since": status.promised,
+        "next_run": status.next_run,
+    })
+}

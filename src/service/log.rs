@@ -1,0 +1,115 @@
+//! The service's log: one event a line on stderr, in the form that `LOG_FORMAT` names.
+//!
+//! Invariant: an event is one line, whatever a message holds; a log that cannot be written stops
+//! nothing.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use jiff::Timestamp;
+
+/// How loud an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    fn word(self) -> &'static str {
+        match self {
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        }
+    }
+}
+
+/// The form of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Text,
+    Json,
+    Logfmt,
+}
+
+/// The log; cheap to copy.
+#[derive(Debug, Clone, Copy)]
+pub struct Log(Format);
+
+impl Log {
+    /// `format` as `LOG_FORMAT` names it.
+    #[must_use]
+    pub fn new(format: &str) -> Log {
+        Log(match format {
+            "json" => Format::Json,
+            "logfmt" => Format::Logfmt,
+            _ => Format::Text,
+        })
+    }
+
+    pub fn info(&self, message: &str) {
+        self.write(Level::Info, message);
+    }
+
+    pub fn warn(&self, message: &str) {
+        self.write(Level::Warn, message);
+    }
+
+    pub fn error(&self, message: &str) {
+        self.write(Level::Error, message);
+    }
+
+    fn write(self, level: Level, message: &str) {
+        let line = line(self.0, level, message, crate::clock::now());
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+}
+
+fn line(format: Format, level: Level, message: &str, at: Timestamp) -> String {
+    let mut line = match format {
+        Format::Text => {
+            let mark = match level {
+                Level::Info => "",
+                Level::Warn => "warning: ",
+                Level::Error => "error: ",
+            };
+            format!("{at} {mark}{}", message.trim_end().replace('\n', "; "))
+        }
+        Format::Json => serde_json::json!({
+            "time": at, "level": level.word(), "message": message.trim_end(),
+        })
+        .to_string(),
+        Format::Logfmt => {
+            let mut line = format!("time={at} level={} msg=", level.word());
+            // JSON's quotes and escapes are logfmt's.
+            let _ = write!(line, "{}", serde_json::Value::from(message.trim_end()));
+            line
+        }
+    };
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_in_every_form() {
+        let at: Timestamp = "2025-01-22T02:00:00Z".parse().unwrap();
+        let text = |format| line(format, Level::Warn, "a \"b\"\nhint: c\n", at);
+        assert_eq!(
+            text(Format::Text),
+            "2025-01-22T02:00:00Z warning: a \"b\"; hint: c\n"
+        );
+        assert_eq!(
+            text(Format::Logfmt),
+            "time=2025-01-22T02:00:00Z level=warn msg=\"a \\\"b\\\"\\nhint: c\"\n"
+        );
+        let json: serde_json::Value = serde_json::from_str(&text(Format::Json)).unwrap();
+        assert_eq!(json["message"], "a \"b\"\nhint: c");
+        assert_eq!(json["level"], "warn");
+    }
+}

@@ -1,0 +1,14 @@
+//! The service: runs by schedule, their records, and the answer to "is all well?".
+//!
+//! Invariant: a run is a process of its own. What it leaks, or how it dies, costs the service
+//! nothing, and it reads every setting and secret anew.
+
+pub mod child;
+pub mod health;
+pub mod http;
+pub mod journal;
+pub mod log;
+pub mod notify;
+pub mod report;
+pub mod run;
+pub mod supervisor;

@@ -1,0 +1,349 @@
+//! One run, as the schedule and a person take it: dumps, then what has expired goes, then the
+//! records.
+//!
+//! Invariants: a run that lacks space prunes what has expired and tries once more what failed;
+//! nothing expires after a run that was broken off; records that cannot be written are a warning.
+//! Legacy backups that only wait for a verified backup of their database get one: the new backup
+//! is verified. A crash leaves what `backup::run` and `prune` leave; the records lack the run.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::journal::{self, Failure, Line, Taken, Trigger};
+use super::report::{self, Report};
+use crate::app::App;
+use crate::backup::run::{self as dumps, Outcome};
+use crate::catalog::list::{self, Catalog, Entry, State};
+use crate::catalog::manifest::Manifest;
+use crate::config::Databases;
+use crate::error::{Error, Kind, Result};
+use crate::prune::{self, Pruned};
+use crate::store::Store;
+use crate::store::lock::{DirLock, Reading};
+use crate::units::{BackupKind, ByteSize};
+use crate::{clock, verify};
+
+/// How a run is wanted.
+pub struct Wanted<'a> {
+    pub trigger: Trigger,
+    /// Expire nothing afterwards.
+    pub no_prune: bool,
+    /// Told of each step for people: a sentence.
+    pub say: &'a dyn Fn(&str),
+    pub progress: &'a Arc<crate::progress::Progress>,
+}
+
+/// What a run did.
+#[derive(Debug, Default)]
+pub struct Done {
+    pub taken: Vec<Manifest>,
+    /// Database (or `globals`) and why.
+    pub failed: Vec<(String, Error)>,
+    /// Said once, no failure.
+    pub notices: Vec<String>,
+    pub pruned: Pruned,
+}
+
+/// Takes the backups, expires what is old, writes journal and report.
+///
+/// # Errors
+/// `Busy`, or what kept the run from starting at all (both are in the journal, too); else what
+/// [`Outcome::verdict`] says, beside what was done.
+pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<()>) {
+    let started_at = clock::now();
+    let before = list::load(store).unwrap_or_default();
+    let mut done = Done::default();
+    let verdict = take(app, store, wanted, started_at, &mut done);
+    let broken_off =
+        matches!(&verdict, Err(error) if matches!(error.kind, Kind::Signal(_) | Kind::Busy));
+    let mut notes = Vec::new();
+    if !wanted.no_prune && !broken_off && !done.taken.is_empty() {
+        verify_for_legacy(app, store, wanted, &done.taken, &mut notes);
+        if let Err(error) = expire(app, store, &mut done.pruned, &mut notes) {
+            notes.push(report::failed("prune", &error));
+        }
+    }
+    let records = Records {
+        dir: &app.config.dir,
+        store: store.describe(),
+        started_at,
+        wanted,
+    };
+    records.write(&before, &done, &notes, verdict.as_ref().err());
+    done.notices.extend(notes);
+    (done, verdict)
+}
+
+/// Takes the dumps; short of space, once more after a prune.
+fn take(
+    app: &App,
+    store: &dyn Store,
+    wanted: &Wanted<'_>,
+    started_at: Timestamp,
+    done: &mut Done,
+) -> Result<()> {
+    let databases = app.databases()?;
+    let names: &[String] = match &databases {
+        Databases::Named(names) => names,
+        Databases::All => &[],
+    };
+    let target = app.pin(names)?;
+    for warning in target.warnings() {
+        (wanted.say)(&format!("warning: {warning}"));
+    }
+    let tools = app.tools();
+    let attempt = |databases: &Databases, started_at| {
+        dumps::run(&dumps::Run {
+            target: &target,
+            databases,
+            options: app.dump_options(started_at),
+            store,
+            dir: &app.config.dir,
+            tools: &tools,
+            progress: wanted.progress,
+            cancel: &app.cancel,
+            say: wanted.say,
+        })
+    };
+    let mut outcome = attempt(&databases, started_at)?;
+    let again = lacking_space(&outcome);
+    if !wanted.no_prune && !again.is_empty() && app.cancel.check().is_ok() {
+        (wanted.say)("the store is full: expiring what is old, to try once more");
+        let mut notes = Vec::new();
+        expire(app, store, &mut done.pruned, &mut notes)?;
+        if !done.pruned.removed.is_empty() {
+            let second = attempt(&Databases::Named(again.clone()), clock::now())?;
+            outcome.failed.retain(|(name, _)| !again.contains(name));
+            outcome.taken.extend(second.taken);
+            outcome.failed.extend(second.failed);
+            outcome.notices.extend(second.notices);
+        }
+    }
+    let verdict = outcome.verdict();
+    done.taken = outcome.taken;
+    done.failed = outcome.failed;
+    done.notices = outcome.notices;
+    verdict
+}
+
+fn lacking_space(outcome: &Outcome) -> Vec<String> {
+    let failed = outcome.failed.iter();
+    failed
+        .filter(|(name, error)| error.is_no_space() && name != "globals")
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+/// Verifies the new backups of databases whose legacy backups wait for one.
+fn verify_for_legacy(
+    app: &App,
+    store: &dyn Store,
+    wanted: &Wanted<'_>,
+    taken: &[Manifest],
+    notes: &mut Vec<String>,
+) {
+    let Ok(catalog) = list::load(store) else {
+        return;
+    };
+    let plan = prune::plan(&catalog, &app.policy(), clock::now());
+    for manifest in taken {
+        let mut waiting = plan.verdicts.iter().filter(|verdict| verdict.waits);
+        let waited_for = waiting.any(|verdict| verdict.entry.database == manifest.database);
+        let Some(entry) = catalog
+            .find(manifest.id.as_str())
+            .ok()
+            .filter(|_| waited_for)
+        else {
+            continue;
+        };
+        (wanted.say)(&format!(
+            "verifying {}: legacy backups wait for a verified one",
+            entry.id
+        ));
+        let progress = app.progress();
+        if let Err(error) = verify::entry(store, entry, app.config.jobs, &progress, &app.cancel) {
+            notes.push(report::failed(&format!("verify {}", entry.id), &error));
+        }
+    }
+}
+
+/// Plans and applies the retention under the store's lock.
+///
+/// # Errors
+/// `Busy` when a run holds the store; the store's own. What befell single backups is a note.
+pub fn expire(
+    app: &App,
+    store: &dyn Store,
+    pruned: &mut Pruned,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let lock = DirLock::acquire(&app.config.dir, "dump")?;
+    let catalog = list::load(store)?;
+    let plan = prune::plan(&catalog, &app.policy(), clock::now());
+    let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());
+    let applied = prune::apply(store, &plan, &in_use, &app.cancel)?;
+    notes.extend(plan.warnings);
+    for (_, error) in &applied.stayed {
+        notes.push(error.to_string());
+    }
+    pruned.removed.extend(applied.removed);
+    pruned.stayed.extend(applied.stayed);
+    drop(lock);
+    Ok(())
+}
+
+/// Where a run is recorded.
+struct Records<'a> {
+    dir: &'a Path,
+    store: String,
+    started_at: Timestamp,
+    wanted: &'a Wanted<'a>,
+}
+
+impl Records<'_> {
+    fn write(&self, before: &Catalog, done: &Done, notes: &[String], error: Option<&Error>) {
+        let finished_at = clock::now();
+        let report = self.report(before, done, notes, error, finished_at);
+        let line = self.line(done, error, finished_at);
+        // A directory that a dead configuration names is not made for the records' sake.
+        if !self.dir.is_dir() {
+            return;
+        }
+        for written in [report.save(self.dir), journal::append(self.dir, &line)] {
+            if let Err(error) = written {
+                (self.wanted.say)(&format!("warning: {}", error.fact));
+            }
+        }
+    }
+
+    fn report(
+        &self,
+        before: &Catalog,
+        done: &Done,
+        notes: &[String],
+        error: Option<&Error>,
+        now: Timestamp,
+    ) -> Report {
+        let mut report = Report::default();
+        report.line(
+            self.started_at,
+            &format!("backup begins ({})", self.wanted.trigger),
+        );
+        for manifest in &done.taken {
+            let same = |entry: &&Entry| {
+                entry.good
+                    && entry.database == manifest.database
+                    && entry.kind == manifest.kind
+                    && entry.state != State::Legacy
+            };
+            let previous = before.entries.iter().find(same);
+            let line = report::taken(manifest, previous, &self.store);
+            report.line(manifest.finished_at, &line);
+            for warning in &manifest.warnings {
+                report.line(manifest.finished_at, &format!("warning: {warning}"));
+            }
+        }
+        for (name, error) in &done.failed {
+            report.line(now, &report::failed(name, error));
+        }
+        for entry in &done.pruned.removed {
+            report.line(
+                now,
+                &format!("expired {}, {}", entry.id, ByteSize(entry.bytes)),
+            );
+        }
+        for note in notes {
+            report.line(now, note);
+        }
+        let seconds = now.duration_since(self.started_at).as_secs();
+        let last = match error {
+            None => format!(
+                "backup done: {} taken, {} expired, {seconds} s",
+                done.taken.len(),
+                done.pruned.removed.len()
+            ),
+            // Said above already, where single backups failed.
+            Some(error) if done.failed.is_empty() => report::failed("backup", error),
+            Some(_) => format!(
+                "backup FAILED: {} taken, {} failed, {seconds} s",
+                done.taken.len(),
+                done.failed.len()
+            ),
+        };
+        report.line(now, &last);
+        report
+    }
+
+    fn line(&self, done: &Done, error: Option<&Error>, finished_at: Timestamp) -> Line {
+        let outcome = match error.map(|error| error.kind) {
+            None => journal::Outcome::Ok,
+            Some(Kind::Partial) => journal::Outcome::Partial,
+            Some(Kind::Busy) => journal::Outcome::Busy,
+            Some(Kind::Signal(_)) => journal::Outcome::Interrupted,
+            Some(_) => journal::Outcome::Failed,
+        };
+        Line {
+            started_at: self.started_at,
+            finished_at,
+            trigger: self.wanted.trigger,
+            outcome,
+            error: error.map(|error| error.fact.clone()),
+            taken: done.taken.iter().map(taken).collect(),
+            failed: done
+                .failed
+                .iter()
+                .map(|(database, error)| Failure {
+                    database: database.clone(),
+                    error: error.fact.clone(),
+                })
+                .collect(),
+            expired: done
+                .pruned
+                .removed
+                .iter()
+                .map(|entry| entry.id.to_string())
+                .collect(),
+        }
+    }
+}
+
+fn taken(manifest: &Manifest) -> Taken {
+    Taken {
+        id: manifest.id.to_string(),
+        database: manifest.database.clone(),
+        bytes: manifest.artefact.bytes,
+        raw_bytes: manifest.raw_bytes,
+        sha256: manifest.artefact.sha256.clone(),
+    }
+}
+
+/// The databases that a status is asked for: those that are named, or with `*` those of the
+/// newest run that took any.
+#[must_use]
+pub fn wanted_databases(databases: &Databases, dir: &Path, catalog: &Catalog) -> Vec<String> {
+    if let Databases::Named(names) = databases {
+        return names.clone();
+    }
+    let lines = journal::read(dir);
+    let newest = lines.iter().rev().find(|line| !line.taken.is_empty());
+    let mut names: Vec<String> = match newest {
+        Some(line) => {
+            let taken = line.taken.iter().filter_map(|taken| taken.database.clone());
+            let failed = line.failed.iter().map(|failure| failure.database.clone());
+            taken
+                .chain(failed.filter(|name| name != "globals"))
+                .collect()
+        }
+        None => catalog
+            .entries
+            .iter()
+            .filter(|entry| entry.kind == BackupKind::Dump)
+            .filter_map(|entry| entry.database.clone())
+            .collect(),
+    };
+    names.sort_unstable();
+    names.dedup();
+    names
+}
