@@ -1,7 +1,7 @@
 //! pgark killed at every step of the commit protocol, and failing at each, beside files of the
 //! old service: nothing false is listed, nothing foreign is touched, every remain is cleared.
 
-use crate::support::site::{files, list};
+use crate::support::site::{files, list, stays};
 use crate::support::{Pgark, Run, Server, TempDir, run};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -51,12 +51,10 @@ impl Stage {
     }
 
     fn backup(&self, failure: Option<&str>) -> Run {
-        let pgark = Pgark::new(["backup", "-q"])
+        let pgark = Pgark::new(["backup", "-q", "--no-prune"])
             .server(&self.server)
             .store(self.dir.path());
         let pgark = pgark.env("DB_NAME", "app").env("BACKUP_JOBS", "1");
-        // The old service's files are to be seen untouched.
-        let pgark = pgark.env("BACKUP_RETENTION_DAYS", "36500");
         match failure {
             Some(failure) => pgark.env("PGARK_FAIL_AT", failure).run(),
             None => pgark.run(),
@@ -66,13 +64,12 @@ impl Stage {
     /// Store steps of one undisturbed run.
     fn steps(&self) -> u32 {
         let count = self.dir.join("count");
-        let pgark = Pgark::new(["backup"])
+        let pgark = Pgark::new(["backup", "--no-prune"])
             .server(&self.server)
             .store(self.dir.path());
         pgark
             .env("DB_NAME", "app")
             .env("BACKUP_JOBS", "1")
-            .env("BACKUP_RETENTION_DAYS", "36500")
             .env("PGARK_FAIL_COUNT", &count)
             .run()
             .assert_code(0);
@@ -121,7 +118,7 @@ impl Stage {
     fn assert_clear(&self, when: &str) {
         let now = files(self.dir.path());
         for name in now.keys().filter(|name| !self.foreign.contains_key(*name)) {
-            if name == ".pgark/dump.lock" || name.starts_with(".pgark/state/") {
+            if stays(name) || name.starts_with(".pgark/state/") {
                 assert!(!name.ends_with(".pgark-tmp"), "{when}: {name} is left");
                 continue;
             }

@@ -163,8 +163,10 @@ fn verify_for_legacy(
             entry.id
         ));
         let progress = app.progress();
-        if let Err(error) = verify::entry(store, entry, app.config.jobs, &progress, &app.cancel) {
-            notes.push(report::failed(&format!("verify {}", entry.id), &error));
+        match verify::entry(store, entry, app.config.jobs, &progress, &app.cancel) {
+            Ok(text) if text.contains("warning: ") => notes.push(text),
+            Ok(_) => {}
+            Err(error) => notes.push(report::failed(&format!("verify {}", entry.id), &error)),
         }
     }
 }

@@ -198,13 +198,15 @@ pub(crate) fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-/// Its names only, without what stays on purpose: the lock, and the records of runs.
+/// Its names only, without what stays on purpose.
 pub(crate) fn names(dir: &Path) -> Vec<String> {
-    let stays = |name: &str| {
-        name.ends_with(".lock") || ["backup.log", ".pgark/journal.jsonl"].contains(&name)
-    };
     let names = files(dir).into_keys();
     names.filter(|name| !stays(name)).collect()
+}
+
+/// The lock and the records of runs stay on purpose.
+pub(crate) fn stays(name: &str) -> bool {
+    [".pgark/dump.lock", "backup.log", ".pgark/journal.jsonl"].contains(&name)
 }
 
 /// Password of the superuser, as a file with the newline that editors leave.
