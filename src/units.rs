@@ -187,8 +187,9 @@ pub fn decode_name(text: &str) -> String {
 /// How artefacts are compressed. A value only; `archive::codec` does the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Codec {
-    /// One gzip member a frame, libdeflate's levels 1 to 12.
-    Gzip { level: u8 },
+    /// One gzip member a frame, libdeflate's levels 1 to 12. None: 1 or 2 for each frame, 2 where
+    /// that makes it clearly smaller.
+    Gzip { level: Option<u8> },
     /// One zstd frame a frame, levels 1 to 19.
     Zstd { level: u8 },
     /// As it is.
@@ -202,8 +203,8 @@ impl Default for Codec {
 }
 
 impl Codec {
-    /// gzip at its default level (measured: docs/decisions/0002-compression-defaults.md).
-    pub const GZIP: Codec = Codec::Gzip { level: 2 };
+    /// gzip without a level (measured: docs/decisions/0002-compression-defaults.md).
+    pub const GZIP: Codec = Codec::Gzip { level: None };
     /// zstd at its default level.
     pub const ZSTD: Codec = Codec::Zstd { level: 3 };
 
@@ -218,7 +219,7 @@ impl Codec {
         };
         match (name, level) {
             ("gzip", None) => Ok(Codec::GZIP),
-            ("gzip", Some(Some(level @ 1..=12))) => Ok(Codec::Gzip { level }),
+            ("gzip", Some(Some(level @ 1..=12))) => Ok(Codec::Gzip { level: Some(level) }),
             ("zstd", None) => Ok(Codec::ZSTD),
             ("zstd", Some(Some(level @ 1..=19))) => Ok(Codec::Zstd { level }),
             ("none", None) => Ok(Codec::None),
@@ -259,7 +260,10 @@ impl Codec {
 impl fmt::Display for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Codec::Gzip { level } | Codec::Zstd { level } => write!(f, "{}:{level}", self.name()),
+            Codec::Gzip { level: Some(level) } | Codec::Zstd { level } => {
+                write!(f, "{}:{level}", self.name())
+            }
+            Codec::Gzip { level: None } => f.write_str(self.name()),
             Codec::None => f.write_str("none"),
         }
     }

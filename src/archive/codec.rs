@@ -20,6 +20,12 @@ const PLAIN_HEADER: &[u8; 10] = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
 /// CRC-32 and length modulo 2^32.
 const GZIP_TRAILER: usize = 8;
 
+/// A sample decides for a frame of 2 MiB at some 3 % of its cost.
+const SAMPLE_BYTES: usize = 32 << 10;
+/// What level 2 must leave of level 1's size to be worth 1.5 times its time
+/// (docs/decisions/0002-compression-defaults.md).
+const SMALLER_PERMILLE: usize = 970;
+
 /// Makes frames. One a thread; its memory is used again.
 pub struct Compressor {
     method: Method,
@@ -27,7 +33,11 @@ pub struct Compressor {
 }
 
 enum Method {
-    Gzip(libdeflater::Compressor),
+    Gzip {
+        gzip: libdeflater::Compressor,
+        /// Used instead for frames that it makes clearly smaller.
+        smaller: Option<libdeflater::Compressor>,
+    },
     Zstd(zstd::bulk::Compressor<'static>),
     None,
 }
@@ -38,9 +48,15 @@ impl Compressor {
     pub fn new(codec: Codec) -> Result<Compressor> {
         let method = match codec {
             Codec::Gzip { level } => {
-                let level = CompressionLvl::new(i32::from(level))
-                    .map_err(|_| Error::usage(format!("gzip has no level {level}")))?;
-                Method::Gzip(libdeflater::Compressor::new(level))
+                let make = |level: u8| {
+                    let level = CompressionLvl::new(i32::from(level))
+                        .map_err(|_| Error::usage(format!("gzip has no level {level}")))?;
+                    Ok::<_, Error>(libdeflater::Compressor::new(level))
+                };
+                Method::Gzip {
+                    gzip: make(level.unwrap_or(1))?,
+                    smaller: level.is_none().then(|| make(2)).transpose()?,
+                }
             }
             Codec::Zstd { level } => {
                 let mut zstd = zstd::bulk::Compressor::new(i32::from(level))?;
@@ -62,11 +78,21 @@ impl Compressor {
     /// `Failed` when the library refuses, which it does only for lack of memory.
     pub fn compress(&mut self, raw: &[u8], first: bool, out: &mut Vec<u8>) -> Result<()> {
         match &mut self.method {
-            Method::Gzip(gzip) => {
+            Method::Gzip { gzip, smaller } => {
                 let bound = gzip.deflate_compress_bound(raw.len());
                 if self.scratch.len() < bound {
                     self.scratch.resize(bound, 0);
                 }
+                let gzip = match smaller {
+                    Some(smaller) => {
+                        if pays(gzip, smaller, raw, &mut self.scratch) {
+                            smaller
+                        } else {
+                            gzip
+                        }
+                    }
+                    None => gzip,
+                };
                 let count = gzip
                     .deflate_compress(raw, &mut self.scratch)
                     .map_err(|error| Error::failed(format!("gzip: {error}")))?;
@@ -92,6 +118,22 @@ impl Compressor {
             Method::None => out.extend_from_slice(raw),
         }
         Ok(())
+    }
+}
+
+/// Whether `smaller` saves enough of a frame's size for its time, by a sample from the middle.
+fn pays(
+    gzip: &mut libdeflater::Compressor,
+    smaller: &mut libdeflater::Compressor,
+    raw: &[u8],
+    scratch: &mut [u8],
+) -> bool {
+    let from = raw.len().saturating_sub(SAMPLE_BYTES) / 2;
+    let sample = &raw[from..(from + SAMPLE_BYTES).min(raw.len())];
+    let mut size = |with: &mut libdeflater::Compressor| with.deflate_compress(sample, scratch).ok();
+    match (size(gzip), size(smaller)) {
+        (Some(one), Some(other)) => other * 1000 < one * SMALLER_PERMILLE,
+        _ => false,
     }
 }
 
