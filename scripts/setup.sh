@@ -317,12 +317,39 @@ ensure() { # <prefix> <major>…
 finished() {
     for major in 15 17 18; do have_server $major && have_template $major || return 1; done
     for major in $regress_majors; do have_regress "$major" || return 1; done
+    have_garage || return 1
 }
 
 clean_up() {
     # shellcheck disable=SC2086 # two words
     [ -z "${scratch_server:-}" ] || stop_scratch $scratch_server || true
     rm -rf "${work:?}" "/tmp/pgark-setup-$$"-*
+}
+
+# ---- Garage -------------------------------------------------------------------------------
+
+garage_version=2.5.0
+
+# A newer version in this script replaces an older one in the cache.
+have_garage() { [ "$(cat "$cache/garage/complete" 2>/dev/null)" = "$garage_version" ]; }
+
+# Garage is AGPL: a process of its own in the tests, neither linked nor shipped. Its own copies of
+# SQLite and libsodium, so that no package of the distribution is needed.
+build_garage() {
+    local root=$work/garage
+    say "building Garage $garage_version into $cache/garage (some 15 minutes on two cores, once)"
+    # The target directory outlives an interrupted build, which then goes on where it was.
+    CARGO_TARGET_DIR=$cache/garage-build CARGO_PROFILE_RELEASE_STRIP=true \
+        nice -n 19 cargo install garage --version "=$garage_version" --locked \
+        --no-default-features --features bundled-libs,sqlite --root "$root" >"$work/garage.log" 2>&1 ||
+        { tail -n 40 "$work/garage.log" >&2; die "Garage cannot be built"; }
+    "$root/bin/garage" --version >/dev/null || die "the Garage that was built does not run"
+    rm -f "$root"/.crates.toml "$root"/.crates2.json
+    echo "$garage_version" >"$root/complete"
+    rm -rf "$cache/garage"
+    mv "$root" "$cache/garage"
+    rm -rf "$cache/garage-build"
+    say "Garage works: $("$cache/garage/bin/garage" --version | head -n 1)"
 }
 
 setup_test() {
@@ -334,8 +361,8 @@ setup_test() {
     finished && return 0
     as_postgres test -x "$cache" ||
         die "user postgres cannot reach $cache; set PGARK_CACHE to a directory that everybody can enter"
-    say "will build in $cache what is missing of: PostgreSQL 15, 17, 18 side by side; regression databases $regress_majors"
-    say "(some 100 MB to download, some minutes, once)"
+    say "will build in $cache what is missing of: PostgreSQL 15, 17, 18 side by side; regression databases $regress_majors; Garage $garage_version"
+    say "(some 150 MB to download, a quarter of an hour on two cores, once)"
     work=$(mktemp -d -p "$cache" build-XXXXXX)
     chmod 755 "$work"
     trap clean_up EXIT
@@ -343,6 +370,7 @@ setup_test() {
     ensure template 15 17 18
     # shellcheck disable=SC2086 # a list of majors
     ensure regress $regress_majors
+    have_garage || build_garage
 }
 
 ensure_rust_components() {

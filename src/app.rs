@@ -3,6 +3,8 @@
 //! Invariant: building anything here touches nothing but what it opens; a connection is made
 //! only by those who ask for one.
 
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -20,7 +22,12 @@ use crate::schedule::{self, Schedule};
 use crate::store::Store;
 use crate::store::local::LocalStore;
 use crate::store::lock::Reading;
+use crate::store::object::{Keys, S3Options, S3Store, Secret};
 use crate::units::Codec;
+
+/// The names of the stores.
+pub const LOCAL: &str = "local";
+pub const S3: &str = "s3";
 
 /// Everything that a verb works with.
 pub struct App {
@@ -52,16 +59,33 @@ impl App {
         &self.environment
     }
 
-    /// The local store, for reading or writing.
+    /// The store of this name, for reading or writing; the local one when none is wanted.
     ///
     /// # Errors
-    /// `Usage` when `wanted` names another store; what keeps the directory from being opened.
+    /// `Usage` when `wanted` names no store; what keeps it from being opened.
     pub fn store(&self, wanted: Option<&str>) -> Result<Box<dyn Store>> {
-        let store = LocalStore::open(&self.config.dir)?;
-        if let Some(name) = wanted.filter(|name| *name != store.name()) {
-            return Err(Error::usage(format!("there is no store {name:?}"))
-                .hint(format!("stores: {}", store.name())));
+        match wanted {
+            None | Some(LOCAL) => self.local(),
+            Some(S3) if self.config.s3.is_some() => self.second()?.ok_or_else(|| {
+                Error::usage("there is no second store").hint("S3_BUCKET names its bucket")
+            }),
+            Some(name) => {
+                let also = self.config.s3.as_ref().map_or("", |_| ", s3");
+                Err(Error::usage(format!("there is no store {name:?}"))
+                    .hint(format!("stores: {LOCAL}{also}; S3_BUCKET adds s3")))
+            }
         }
+    }
+
+    /// The names of the stores that are configured.
+    #[must_use]
+    pub fn store_names(&self) -> Vec<&'static str> {
+        let second = self.config.s3.as_ref().map(|_| S3);
+        std::iter::once(LOCAL).chain(second).collect()
+    }
+
+    fn local(&self) -> Result<Box<dyn Store>> {
+        let store = LocalStore::open(&self.config.dir)?;
         // Tests end the real program at each step of the store's work.
         #[cfg(debug_assertions)]
         return crate::store::failing::FailingStore::from_environment(Box::new(store));
@@ -69,17 +93,66 @@ impl App {
         Ok(Box::new(store))
     }
 
+    /// The second store, when one is configured. Makes no request.
+    ///
+    /// # Errors
+    /// `Usage` for settings that contradict each other.
+    pub fn second(&self) -> Result<Option<Box<dyn Store>>> {
+        let Some(s3) = &self.config.s3 else {
+            return Ok(None);
+        };
+        let mut options = S3Options::new(s3.bucket.as_str());
+        options.prefix.clone_from(&s3.prefix);
+        options.region = Some(s3.region.clone());
+        options.endpoint.clone_from(&s3.endpoint);
+        options.allow_http = s3
+            .endpoint
+            .as_deref()
+            .is_some_and(|url| url.starts_with("http://"));
+        options.force_path_style = s3.force_path_style;
+        options.ca_file = self.environment.get("AWS_CA_BUNDLE").map(PathBuf::from);
+        options.sse.clone_from(&s3.sse);
+        options.kms_key_id.clone_from(&s3.kms_key_id);
+        options.keys = s3.keys.as_ref().map(|keys| Keys {
+            access_key_id: keys.access_key_id.clone(),
+            secret_access_key: Secret::new(keys.secret_access_key.expose()),
+            session_token: keys
+                .session_token
+                .as_ref()
+                .map(|token| Secret::new(token.expose())),
+        });
+        if self.config.dir.is_dir() {
+            options.state_dir = Some(self.config.dir.join(".pgark/uploads"));
+        }
+        options.warn = Arc::new(|text| {
+            let _ = writeln!(std::io::stderr(), "pgark: warning: {text}");
+        });
+        let environment = |name: &str| self.environment.get(name).map(str::to_owned);
+        Ok(Some(Box::new(S3Store::open(
+            &options,
+            &environment,
+            &self.cancel,
+        )?)))
+    }
+
     /// The catalog of a store that must exist already: reading never creates a directory.
     ///
     /// # Errors
     /// `Usage` when there is no such directory.
     pub fn catalog(&self, wanted: Option<&str>) -> Result<(Box<dyn Store>, Catalog)> {
-        if !self.config.dir.is_dir() {
+        if wanted.is_none_or(|name| name == LOCAL) && !self.config.dir.is_dir() {
+            let also = self
+                .config
+                .s3
+                .as_ref()
+                .map_or("", |_| "; --store s3 reads the bucket");
             return Err(Error::usage(format!(
                 "there is no directory {}",
                 self.config.dir.display()
             ))
-            .hint("BACKUP_DIR or --dir names the directory of the backups"));
+            .hint(format!(
+                "BACKUP_DIR or --dir names the directory of the backups{also}"
+            )));
         }
         let store = self.store(wanted)?;
         let catalog = list::load(store.as_ref())?;
@@ -182,12 +255,13 @@ impl App {
         }
     }
 
-    /// What stays when backups expire.
+    /// What stays when backups of a store expire.
     #[must_use]
-    pub fn policy(&self) -> Policy {
+    pub fn policy(&self, store: &str) -> Policy {
         let keep = &self.config.retention;
+        let s3 = self.config.s3.as_ref().filter(|_| store == S3);
         Policy {
-            days: keep.days,
+            days: s3.map_or(keep.days, |s3| s3.days),
             keep_daily: keep.keep_daily,
             keep_weekly: keep.keep_weekly,
             keep_monthly: keep.keep_monthly,

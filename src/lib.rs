@@ -15,6 +15,7 @@ pub mod error;
 pub mod postgres;
 pub mod progress;
 pub mod prune;
+pub mod replicate;
 pub mod restore;
 pub mod retention;
 pub mod schedule;

@@ -18,6 +18,7 @@ mod leaving;
 mod mid_dump;
 mod prune;
 mod round_trip;
+mod second_store;
 mod service;
 mod session;
 mod store_damage;

@@ -23,7 +23,7 @@ fn at(pgark: Pgark, offset: &str) -> Pgark {
         .env("DONT_FAKE_MONOTONIC", "1")
 }
 
-fn backup_at(site: &Site, offset: &str) -> String {
+pub(crate) fn backup_at(site: &Site, offset: &str) -> String {
     let done = site.backup_with(|pgark| at(pgark, offset));
     first_id(&done.assert_code(0).stdout)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::support::gate::Gate;
 use crate::support::site::{Site, files, list};
 use crate::support::{PASSWORD, Pgark, Running, TempDir, until};
 
@@ -220,35 +221,15 @@ fn the_schedule_brings_runs_and_a_changed_secret_takes_effect() {
 fn the_initial_backup_waits_for_a_server_that_is_still_starting() {
     let site = Site::new("late");
     let _turn = site.turn();
-    let port = free_port();
-    let pgark = site.pgark(["serve"]).env("DB_PORT", port.to_string());
+    let gate = Gate::to(site.server.port);
+    gate.close();
+    let pgark = site.pgark(["serve"]).env("DB_PORT", gate.port.to_string());
     let service = Service::start(pgark);
     service.wait_for_log("the initial backup waits for the server");
     assert!(outcomes(site.dir.path()).is_empty());
-    let to = site.server.port;
-    std::thread::spawn(move || forward(port, to));
+    gate.open();
     service.wait_for_log("run done");
     service.end("TERM", 143);
-}
-
-/// Passes connections on, until the process ends.
-fn forward(from: u16, to: u16) {
-    let listener = TcpListener::bind(("127.0.0.1", from)).unwrap();
-    for client in listener.incoming().flatten() {
-        let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else {
-            continue;
-        };
-        let pairs = [
-            (client.try_clone().unwrap(), server.try_clone().unwrap()),
-            (server, client),
-        ];
-        for (mut source, mut sink) in pairs {
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut source, &mut sink);
-                let _ = sink.shutdown(std::net::Shutdown::Write);
-            });
-        }
-    }
 }
 
 #[test]

@@ -15,13 +15,15 @@
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest, Sha256};
 
 use super::layout::{Part, artefact_key, index_key, manifest_key, parse_key, part_key, sums_key};
 use super::list::Entry;
 use super::manifest::{FileRecord, Manifest};
 use super::remains::is_ours;
 use super::state;
-use crate::error::{Error, Kind, Result};
+use crate::cancel::Token;
+use crate::error::{Cause, Error, Kind, Result};
 use crate::store::{self, Key, Object, Put, Store, Upload, Written};
 use crate::units::{BackupId, Codec};
 
@@ -128,7 +130,7 @@ fn same_size(object: &Object, bytes: u64) -> Result<()> {
 
 /// Takes back what a failed commit may have put under final names; index first, as in every deletion.
 /// What cannot be deleted now, or is not provably ours, is left to `clear_remains`.
-fn undo(store: &dyn Store, keys: &[Key; 2]) {
+fn undo(store: &dyn Store, keys: &[Key]) {
     for key in keys.iter().rev() {
         if is_ours(store, key).unwrap_or(false) {
             let _ = store.delete(key);
@@ -175,6 +177,90 @@ pub fn ensure_sums(store: &dyn Store) -> Result<Vec<String>> {
         }
     }
     Ok(written)
+}
+
+/// Bytes that one read of a copy takes.
+const COPY_STEP: u64 = 8 << 20;
+
+/// Copies a good backup to another store, in the order of a commit. The caller holds the lock of
+/// the work on `to`: what lies there under these names without a manifest is a dead copy's.
+///
+/// # Errors
+/// `Damage` when what was read is not what the manifest says; else as the stores. The backup does
+/// not exist in `to` then.
+pub fn copy(from: &dyn Store, to: &dyn Store, entry: &Entry, cancel: &Token) -> Result<()> {
+    let manifest_key = entry.key(Part::Manifest)?;
+    let json =
+        store::get(from, &manifest_key)?.ok_or_else(|| store::missing(from, &manifest_key))?;
+    let manifest = Manifest::parse(&manifest_key, &json)?;
+    let artefact = entry.key(Part::Artefact)?;
+    let index = entry.key(Part::Index)?;
+    let mut files = vec![(artefact, &manifest.artefact)];
+    files.extend(manifest.index.as_ref().map(|record| (index, record)));
+    // A manifest there whose data is gone or wrong goes first, as in every deletion.
+    for part in [Part::Sums, Part::Manifest] {
+        to.delete(&entry.key(part)?)?;
+    }
+    let mut uploads = Vec::new();
+    for (key, record) in &files {
+        if to.stat(key)?.is_some() {
+            if !is_ours(to, key)? {
+                return Err(
+                    Error::failed(format!("{key} in {} is not pgark's", to.describe()))
+                        .hint("move it away; nothing was overwritten")
+                        .cause(Cause::Exists),
+                );
+            }
+            to.delete(key)?;
+        }
+        uploads.push((copy_file(from, to, key, record, cancel)?, record.bytes));
+    }
+    let keys: Vec<Key> = files.iter().map(|(key, _)| key.clone()).collect();
+    let data = uploads
+        .into_iter()
+        .try_for_each(|(upload, bytes)| same_size(&upload.finish()?, bytes));
+    if let Err(error) = data {
+        undo(to, &keys);
+        return Err(error);
+    }
+    let stored = store::put(to, &manifest_key, &json, Put::New)
+        .and_then(|object| same_size(&object, json.len() as u64));
+    if let Err(error) = stored {
+        if to.delete(&manifest_key).is_ok() {
+            undo(to, &keys);
+        }
+        return Err(error);
+    }
+    write_sums(to, &manifest, entry.codec)
+}
+
+/// Streams a file, and checks it; it appears when the caller finishes it.
+fn copy_file(
+    from: &dyn Store,
+    to: &dyn Store,
+    key: &Key,
+    record: &FileRecord,
+    cancel: &Token,
+) -> Result<Box<dyn Upload>> {
+    let mut upload = to.create_sized(key, Put::New, record.bytes)?;
+    let mut hasher = Sha256::new();
+    let mut at = 0;
+    while at < record.bytes {
+        cancel.check()?;
+        let end = record.bytes.min(at + COPY_STEP);
+        let bytes = from.read(key, at..end)?;
+        hasher.update(&bytes);
+        upload.write(&bytes)?;
+        at = end;
+    }
+    if hex::encode(hasher.finalize()) != record.sha256 {
+        return Err(Error::damage(format!(
+            "{key} in {} is not what its manifest says",
+            from.describe()
+        ))
+        .hint("`pgark verify` tells more; it is not copied"));
+    }
+    Ok(upload)
 }
 
 /// Deletes a backup, legacy ones included. Repeat it after a failure: each step may be done already.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -109,9 +110,9 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
             family.insert(part, object);
         }
     }
-    let mut entries = Vec::new();
+    let mut found = Vec::new();
     for ((id, _, encrypted), (codec, family)) in families {
-        let mut entry = Entry {
+        let entry = Entry {
             kind: id.kind(),
             cluster: String::new(),
             database: id.database(),
@@ -130,27 +131,66 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
             id,
         };
         let outcome = outcomes.remove(&entry.id);
-        if family.contains_key(&Part::Manifest) {
-            judge(store, &mut entry, &family, outcome);
-        } else if family.contains_key(&Part::Artefact)
-            && family.contains_key(&Part::Sums)
-            && entry.kind == BackupKind::Dump
-        {
-            entry.state = State::Legacy;
-            entry.good = false;
-            if let Some((Outcome::Failed, reason)) = outcome {
-                fail(
-                    &mut entry,
-                    reason.unwrap_or_else(|| "its check failed".to_owned()),
-                );
-            }
-        } else {
-            continue;
-        }
-        entries.push(entry);
+        found.push((entry, family, outcome));
     }
+    let mut entries = in_parallel(store, found);
     entries.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
     Ok(Catalog { entries })
+}
+
+/// The entry with its state; none for what is no backup.
+fn examine(
+    store: &dyn Store,
+    mut entry: Entry,
+    family: &Family<'_>,
+    outcome: Option<(Outcome, Option<String>)>,
+) -> Option<Entry> {
+    if family.contains_key(&Part::Manifest) {
+        judge(store, &mut entry, family, outcome);
+    } else if family.contains_key(&Part::Artefact)
+        && family.contains_key(&Part::Sums)
+        && entry.kind == BackupKind::Dump
+    {
+        entry.state = State::Legacy;
+        entry.good = false;
+        if let Some((Outcome::Failed, reason)) = outcome {
+            fail(
+                &mut entry,
+                reason.unwrap_or_else(|| "its check failed".to_owned()),
+            );
+        }
+    } else {
+        return None;
+    }
+    Some(entry)
+}
+
+type Found<'a> = (Entry, Family<'a>, Option<(Outcome, Option<String>)>);
+
+/// Examines all of them, so many at once: far away, each costs a round trip.
+fn in_parallel(store: &dyn Store, found: Vec<Found<'_>>) -> Vec<Entry> {
+    let threads = store.reads_at_once().min(found.len());
+    let queue = Mutex::new(found);
+    let work = || {
+        let mut entries = Vec::new();
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((entry, family, outcome)) = next else {
+                return entries;
+            };
+            entries.extend(examine(store, entry, &family, outcome));
+        }
+    };
+    if threads <= 1 {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let done = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
+        // A panic of one is a panic of all: fewer backups than there are would be a lie.
+        done.flat_map(|entries| entries.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }
 
 fn fail(entry: &mut Entry, reason: String) {

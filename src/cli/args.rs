@@ -124,6 +124,12 @@ Examples:
   pgark prune")]
     Prune(Prune),
 
+    /// Bring the second store up to date now
+    #[command(after_help = "\
+Example:
+  pgark replicate               what a run does after its dumps, and the service until it holds")]
+    Replicate(Replicate),
+
     /// Show whether every database is backed up as promised
     #[command(after_help = "\
 Examples:
@@ -156,6 +162,12 @@ pub struct Prune {
     #[arg(long)]
     pub dry_run: bool,
 
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Replicate {
     #[command(flatten)]
     pub place: Place,
 }
@@ -315,6 +327,7 @@ impl Args {
             Verb::Serve(verb) => (Some(&verb.place), None),
             Verb::Prune(verb) => (Some(&verb.place), None),
             Verb::Status(verb) => (Some(&verb.place), None),
+            Verb::Replicate(verb) => (Some(&verb.place), None),
             Verb::List(verb) => (Some(&verb.place), None),
             Verb::Show(verb) => (Some(&verb.place), None),
             Verb::Verify(verb) => (Some(&verb.place), Some(&verb.width)),

@@ -120,7 +120,16 @@ fn help_shows_what_exists_with_an_example_for_each_verb() {
     assert_eq!(
         verbs,
         [
-            "serve", "backup", "list", "show", "verify", "restore", "prune", "status", "cat",
+            "serve",
+            "backup",
+            "list",
+            "show",
+            "verify",
+            "restore",
+            "prune",
+            "replicate",
+            "status",
+            "cat",
             "demo"
         ]
     );

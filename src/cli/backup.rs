@@ -10,13 +10,14 @@ use crate::error::Result;
 use crate::progress::Reporter;
 use crate::service::journal::Trigger;
 use crate::service::run::{self, Wanted};
+use crate::service::stores;
 use crate::units::ByteSize;
 
 pub(super) fn backup(app: &App, verb: &Backup, global: &Global) -> Result<()> {
     if let Some(line) = &app.config.no_effect_yet {
         note(&format!("warning: {line}"));
     }
-    let store = app.store(global.store.as_deref())?;
+    let store = app.store(None)?;
     let progress = app.progress();
     let reporter = Reporter::start("backup", std::sync::Arc::clone(&progress), global.quiet);
     let wanted = Wanted {
@@ -53,7 +54,12 @@ pub(super) fn backup(app: &App, verb: &Backup, global: &Global) -> Result<()> {
             .map(|(name, error)| json!({"database": name, "error": error.fact, "hint": error.hint}))
             .collect();
         let taken: Vec<_> = taken()
-            .map(|entry| render::entry_json(entry, store.name()))
+            .map(|entry| {
+                let copied = done.copied.iter().any(|id| id == entry.id.as_str());
+                let second = copied.then_some(stores::SECOND);
+                let stores: Vec<&str> = std::iter::once(store.name()).chain(second).collect();
+                render::entry_json(entry, &stores)
+            })
             .collect();
         let expired: Vec<&str> = expired.iter().map(|entry| entry.id.as_str()).collect();
         print_json(&json!({"taken": taken, "failed": failed, "expired": expired}))?;

@@ -51,8 +51,9 @@ fn run(args: &Args) -> Result<()> {
         note(&format!("warning: {warning}"));
     }
     match &args.verb {
-        Verb::Serve(verb) => service::serve(app, verb, &args.global),
+        Verb::Serve(verb) => service::serve(app, verb),
         Verb::Prune(verb) => service::prune(&app, verb, &args.global),
+        Verb::Replicate(_) => service::replicate(&app, &args.global),
         Verb::Status(verb) => service::status(&app, verb, &args.global),
         Verb::Backup(verb) => backup::backup(&app, verb, &args.global),
         Verb::List(verb) => read::list(&app, verb, &args.global),

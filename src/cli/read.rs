@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{Cat, Global, List, Show, Verify};
 use super::{note, print, print_json, render};
-use crate::app::App;
+use crate::app::{App, LOCAL};
 use crate::archive::{Index, StoreReader, codec, reader};
 use crate::catalog::layout::Part;
 use crate::catalog::legacy::check_legacy;
@@ -18,21 +18,70 @@ use crate::units::BackupKind;
 use crate::verify::{self as check};
 
 pub(super) fn list(app: &App, verb: &List, global: &Global) -> Result<()> {
-    let (store, catalog) = app.catalog(global.store.as_deref())?;
-    let wanted = |entry: &&Entry| verb.before.is_none_or(|before| entry.started_at < before);
-    let entries: Vec<&Entry> = catalog.entries.iter().filter(wanted).collect();
+    let mut listed = listed(app, global)?;
+    if let Some(before) = verb.before {
+        listed.retain(|(entry, _)| entry.started_at < before);
+    }
     if global.json {
-        let array = entries
+        let array = listed
             .iter()
-            .map(|entry| render::entry_json(entry, store.name()))
+            .map(|(entry, stores)| render::entry_json(entry, stores))
             .collect();
         return print_json(&serde_json::Value::Array(array));
     }
-    if entries.is_empty() {
-        note(&format!("no backups in {}", store.describe()));
+    if listed.is_empty() {
+        let names = global
+            .store
+            .as_deref()
+            .map_or_else(|| app.store_names().join(" and "), str::to_owned);
+        note(&format!(
+            "no backups in {names} ({})",
+            app.config.dir.display()
+        ));
         return Ok(());
     }
-    print(&render::list(&entries))
+    print(&render::list(&listed))
+}
+
+/// The backups of the wanted store, or of all, newest first, with the names of the stores that
+/// hold each. The better copy tells the state. A second store that is away costs its column.
+fn listed(app: &App, global: &Global) -> Result<Vec<(Entry, Vec<&'static str>)>> {
+    let names = app.store_names();
+    let mut listed: Vec<(Entry, Vec<&'static str>)> = Vec::new();
+    for name in names {
+        let wanted = global.store.as_deref();
+        if wanted.is_some_and(|wanted| wanted != name) {
+            continue;
+        }
+        let catalog = match app.catalog(Some(name)) {
+            Ok((_, catalog)) => catalog,
+            Err(error) if name != LOCAL && wanted.is_none() => {
+                note(&format!("warning: {name} cannot be listed: {}", error.fact));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for entry in catalog.entries {
+            let holds: &[&'static str] = if entry.artefact.is_some() {
+                &[name]
+            } else {
+                &[]
+            };
+            match listed.iter_mut().find(|(known, _)| known.id == entry.id) {
+                Some((known, stores)) => {
+                    stores.extend(holds);
+                    if entry.good && !known.good {
+                        *known = entry;
+                    }
+                }
+                None => listed.push((entry, holds.to_vec())),
+            }
+        }
+    }
+    // `--store` may name one that there is not.
+    app.store(global.store.as_deref().filter(|name| *name != LOCAL))?;
+    listed.sort_by(|(a, _), (b, _)| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
+    Ok(listed)
 }
 
 /// The entry that `BACKUP` means; `latest` names the newer ones that it passed over.
@@ -60,7 +109,7 @@ pub(super) fn show(app: &App, verb: &Show, global: &Global) -> Result<()> {
     let (store, mut catalog) = app.catalog(global.store.as_deref())?;
     let entry = choose(store.as_ref(), &mut catalog, &verb.backup, None)?;
     if global.json {
-        let mut value = render::entry_json(&entry, store.name());
+        let mut value = render::entry_json(&entry, &[store.name()]);
         value["manifest"] = serde_json::to_value(&entry.manifest).unwrap_or_default();
         return print_json(&value);
     }

@@ -32,10 +32,10 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// `list` for people.
-pub(super) fn list(entries: &[&Entry]) -> String {
+pub(super) fn list(entries: &[(Entry, Vec<&str>)]) -> String {
     let rows: Vec<Vec<String>> = entries
         .iter()
-        .map(|entry| {
+        .map(|(entry, stores)| {
             vec![
                 entry.id.to_string(),
                 entry.state.to_string(),
@@ -44,19 +44,33 @@ pub(super) fn list(entries: &[&Entry]) -> String {
                     .raw_bytes
                     .map_or_else(|| "-".to_owned(), |bytes| ByteSize(bytes).to_string()),
                 entry.started_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+                stores.join(","),
                 entry.reason.clone().unwrap_or_default(),
             ]
         })
         .collect();
     table(
-        &["BACKUP", "STATE", "SIZE", "RAW", "STARTED (UTC)", ""],
+        &[
+            "BACKUP",
+            "STATE",
+            "SIZE",
+            "RAW",
+            "STARTED (UTC)",
+            "STORES",
+            "",
+        ],
         &rows,
     )
 }
 
 /// One backup as JSON. The fields of design §6 are always there.
-pub(super) fn entry_json(entry: &Entry, store: &str) -> Value {
-    let stores: Vec<&str> = entry.artefact.iter().map(|_| store).collect();
+pub(super) fn entry_json(entry: &Entry, stores: &[&str]) -> Value {
+    // A store that has lost the data does not hold the backup.
+    let stores = if entry.artefact.is_some() {
+        stores
+    } else {
+        &[]
+    };
     json!({
         "id": entry.id.as_str(),
         "kind": entry.kind.to_string(),
@@ -77,11 +91,12 @@ pub(super) fn entry_json(entry: &Entry, store: &str) -> Value {
 }
 
 /// `prune --dry-run` for people.
-pub(super) fn verdicts(verdicts: &[Verdict]) -> String {
+pub(super) fn verdicts(verdicts: &[(&str, Verdict)]) -> String {
     let rows: Vec<Vec<String>> = verdicts
         .iter()
-        .map(|verdict| {
+        .map(|(store, verdict)| {
             vec![
+                (*store).to_owned(),
                 verdict.entry.id.to_string(),
                 if verdict.keep { "keep" } else { "expire" }.to_owned(),
                 ByteSize(verdict.entry.bytes).to_string(),
@@ -89,7 +104,7 @@ pub(super) fn verdicts(verdicts: &[Verdict]) -> String {
             ]
         })
         .collect();
-    table(&["BACKUP", "", "SIZE", "WHY"], &rows)
+    table(&["STORE", "BACKUP", "", "SIZE", "WHY"], &rows)
 }
 
 /// `status` for people; ends with the command to restore now.

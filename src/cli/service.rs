@@ -15,16 +15,16 @@ use crate::prune::{self, Pruned};
 use crate::service::health::{self, Health};
 use crate::service::http::{self, Pulse};
 use crate::service::log::Log;
-use crate::service::run;
+use crate::service::stores::{self, Behind};
 use crate::service::supervisor::Supervisor;
 use crate::store::Store;
 use crate::units::ByteSize;
 
-pub(super) fn serve(app: App, _verb: &Serve, global: &Global) -> Result<()> {
+pub(super) fn serve(app: App, _verb: &Serve) -> Result<()> {
     let log = Log::new(&app.config.service.log_format);
     let schedule = app.schedule()?;
     let databases = app.databases()?;
-    let store = app.store(global.store.as_deref())?;
+    let store = app.store(None)?;
     if let Some(line) = &app.config.no_effect_yet {
         log.warn(line);
     }
@@ -37,7 +37,7 @@ pub(super) fn serve(app: App, _verb: &Serve, global: &Global) -> Result<()> {
     greet(log, store)?;
     let dir = app.config.dir.clone();
     let health = Health::new(
-        app.store(global.store.as_deref())?,
+        app.store(None)?,
         dir.clone(),
         databases.clone(),
         schedule.clone(),
@@ -54,7 +54,7 @@ pub(super) fn serve(app: App, _verb: &Serve, global: &Global) -> Result<()> {
         schedule,
         on_start: app.config.service.on_start,
         run_timeout: app.config.service.run_timeout,
-        arguments: vec!["--dir".to_owned(), dir.display().to_string()],
+        has_second: app.config.s3.is_some(),
         dir,
         environment: app.environment().clone(),
         log,
@@ -117,27 +117,52 @@ fn greet(log: Log, store: Box<dyn Store>) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn prune(app: &App, verb: &Prune, global: &Global) -> Result<()> {
-    let (store, catalog) = app.catalog(global.store.as_deref())?;
-    let plan = prune::plan(&catalog, &app.policy(), crate::clock::now());
-    let mut pruned = Pruned::default();
-    if !verb.dry_run {
-        let mut notes = Vec::new();
-        run::expire(app, store.as_ref(), &mut pruned, &mut notes)?;
-        for text in &notes {
+pub(super) fn replicate(app: &App, global: &Global) -> Result<()> {
+    if app.config.s3.is_none() {
+        return Err(
+            Error::usage("there is no second store").hint("S3_BUCKET names the bucket of one")
+        );
+    }
+    let say = |text: &str| {
+        if !global.quiet {
             note(text);
         }
-    } else if !global.json {
-        for text in &plan.warnings {
+    };
+    let copied = stores::replicate(app, &say)?;
+    if global.json {
+        return print_json(&json!({"copied": copied}));
+    }
+    copied.iter().try_for_each(|id| print(&format!("{id}\n")))
+}
+
+pub(super) fn prune(app: &App, verb: &Prune, global: &Global) -> Result<()> {
+    let names = match global.store.as_deref() {
+        Some(name) => vec![name],
+        None => app.store_names(),
+    };
+    let (mut pruned, mut verdicts) = (Pruned::default(), Vec::new());
+    let mut warnings = Vec::new();
+    for name in names {
+        let (_, catalog) = app.catalog(Some(name))?;
+        let plan = prune::plan(&catalog, &app.policy(name), crate::clock::now());
+        if verb.dry_run {
+            warnings.extend(plan.warnings);
+        } else {
+            stores::expire(app, name, &mut pruned, &mut warnings)?;
+        }
+        verdicts.extend(plan.verdicts.into_iter().map(|verdict| (name, verdict)));
+    }
+    if !global.json {
+        for text in &warnings {
             note(text);
         }
     }
     if global.json {
-        let verdicts: Vec<_> = plan
-            .verdicts
+        let verdicts: Vec<_> = verdicts
             .iter()
-            .map(|verdict| {
+            .map(|(store, verdict)| {
                 json!({
+                    "store": store,
                     "id": verdict.entry.id.as_str(),
                     "keep": verdict.keep,
                     "reason": verdict.reason,
@@ -147,10 +172,10 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global) -> Result<()> {
             .collect();
         let expired: Vec<&str> = pruned.removed.iter().map(|one| one.id.as_str()).collect();
         print_json(&json!({
-            "dry_run": verb.dry_run, "verdicts": verdicts, "expired": expired, "warnings": plan.warnings,
+            "dry_run": verb.dry_run, "verdicts": verdicts, "expired": expired, "warnings": warnings,
         }))?;
     } else if verb.dry_run {
-        print(&render::verdicts(&plan.verdicts))?;
+        print(&render::verdicts(&verdicts))?;
     } else {
         for entry in &pruned.removed {
             print(&format!("{}  {}\n", entry.id, ByteSize(entry.bytes)))?;
@@ -179,6 +204,15 @@ pub(super) fn status(app: &App, verb: &Status, global: &Global) -> Result<()> {
     if global.json {
         let mut value = health::to_json(&status);
         value["store"] = json!(store.name());
+        if app.config.s3.is_some() {
+            let behind = Behind::read(&app.config.dir);
+            value["second_store"] = json!({
+                "store": stores::SECOND,
+                "up_to_date": behind.as_ref().map(|behind| behind.error.is_none()),
+                "at": behind.as_ref().map(|behind| behind.at),
+                "error": behind.and_then(|behind| behind.error),
+            });
+        }
         print_json(&value)?;
     } else {
         print(&render::status(
@@ -186,6 +220,13 @@ pub(super) fn status(app: &App, verb: &Status, global: &Global) -> Result<()> {
             &store.describe(),
             crate::clock::now(),
         ))?;
+        let behind = Behind::read(&app.config.dir).filter(|_| app.config.s3.is_some());
+        if let Some(error) = behind.and_then(|behind| behind.error) {
+            note(&format!(
+                "warning: {} is not up to date: {error}",
+                stores::SECOND
+            ));
+        }
     }
     if verb.exit_code && !status.is_healthy() {
         return Err(Error::failed("not every database is backed up as promised")

@@ -66,9 +66,6 @@ fn row(variable: &Variable) -> String {
         Since::Refused { what, .. } => {
             let _ = write!(text, " *Refused by this version: {what}.*");
         }
-        Since::With(other) => {
-            let _ = write!(text, " *Later, with `{other}`.*");
-        }
     }
     format!(
         "| {name} | {default} | {} | {text} |\n",

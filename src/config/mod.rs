@@ -60,6 +60,8 @@ pub struct Config {
     /// How long a dump waits for the lock on a table.
     pub lock_timeout: Duration,
     pub retention: Retention,
+    /// The second store.
+    pub s3: Option<S3>,
     pub service: Service,
     /// For stderr, one line each, on every verb.
     pub warnings: Vec<String>,
@@ -76,6 +78,30 @@ pub struct Retention {
     pub keep_monthly: u32,
     pub keep_yearly: u32,
     pub keep_min: u32,
+}
+
+/// A bucket and how to reach it.
+#[derive(Debug, Clone)]
+pub struct S3 {
+    pub bucket: String,
+    pub prefix: String,
+    pub region: String,
+    pub endpoint: Option<String>,
+    pub force_path_style: Option<bool>,
+    pub sse: Option<String>,
+    pub kms_key_id: Option<String>,
+    /// None: the usual AWS chain.
+    pub keys: Option<S3Keys>,
+    /// Days to keep backups there.
+    pub days: u32,
+}
+
+/// Keys given outright.
+#[derive(Debug, Clone)]
+pub struct S3Keys {
+    pub access_key_id: String,
+    pub secret_access_key: Secret,
+    pub session_token: Option<Secret>,
 }
 
 /// What only `serve` and those who ask about it use.
@@ -148,6 +174,7 @@ pub fn load(flags: &Flags, env: &Environment) -> Result<Config> {
         lock_timeout: form::duration(&required("PGARK_LOCK_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(60)),
         retention: retention(env)?,
+        s3: s3(env)?,
         service: service(env)?,
         warnings: nearest::unknown_variables(env),
         no_effect_yet,
@@ -228,7 +255,7 @@ fn check_later(env: &Environment) -> Result<Option<String>> {
                     features.push(feature);
                 }
             }
-            Since::Now | Since::With(_) => {}
+            Since::Now => {}
         }
     }
     Ok((!names.is_empty()).then(|| {
@@ -285,6 +312,45 @@ fn retention(env: &Environment) -> Result<Retention> {
         keep_yearly: count("BACKUP_KEEP_YEARLY")?,
         keep_min: count("BACKUP_KEEP_MIN")?,
     })
+}
+
+fn s3(env: &Environment) -> Result<Option<S3>> {
+    let text = |name| Ok::<_, Error>(setting(name, env)?.map(|found| found.text));
+    let Some(bucket) = text("S3_BUCKET")? else {
+        return Ok(None);
+    };
+    let pair = (text("AWS_ACCESS_KEY_ID")?, text("AWS_SECRET_ACCESS_KEY")?);
+    let keys = match pair {
+        (Some(access_key_id), Some(secret)) => Some(S3Keys {
+            access_key_id,
+            secret_access_key: Secret::new(secret),
+            session_token: text("AWS_SESSION_TOKEN")?.map(Secret::new),
+        }),
+        (None, None) => None,
+        (found, _) => {
+            let [set, unset] = match found {
+                Some(_) => ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
+                None => ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"],
+            };
+            return Err(Error::usage(format!("{set} is set and {unset} is not"))
+                .hint("set both, or neither for the usual AWS chain (roles, files)"));
+        }
+    };
+    let days = match text("S3_RETENTION_DAYS")? {
+        Some(days) => days.parse().unwrap_or(0),
+        None => retention(env)?.days,
+    };
+    Ok(Some(S3 {
+        bucket,
+        prefix: required("S3_PREFIX", env)?.text,
+        region: required("AWS_REGION", env)?.text,
+        endpoint: text("S3_ENDPOINT")?,
+        force_path_style: text("S3_FORCE_PATH_STYLE")?.map(|text| form::switch(&text)),
+        sse: text("S3_SSE")?,
+        kms_key_id: text("S3_KMS_KEY_ID")?,
+        keys,
+        days,
+    }))
 }
 
 fn service(env: &Environment) -> Result<Service> {

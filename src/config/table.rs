@@ -56,8 +56,6 @@ pub enum Since {
         what: &'static str,
         hint: &'static str,
     },
-    /// Means something only with another variable, which is refused; silent alone.
-    With(&'static str),
 }
 
 /// One variable.
@@ -131,11 +129,6 @@ impl Variable {
 
     const fn later(mut self, feature: &'static str) -> Variable {
         self.since = Since::Later(feature);
-        self
-    }
-
-    const fn with(mut self, other: &'static str) -> Variable {
-        self.since = Since::With(other);
         self
     }
 
@@ -221,21 +214,19 @@ pub const VARIABLES: &[Variable] = &[
     var(Retention, "BACKUP_KEEP_YEARLY", KEEP, "Yearly backups to keep beside the days: the newest of each."),
     var(Retention, "BACKUP_KEEP_MIN", Form::Count(1, 10_000), "Never fewer good backups than this per database and store.")
         .default("1"),
-    var(Retention, "S3_RETENTION_DAYS", DAYS, "Days to keep backups on S3. Unset: as BACKUP_RETENTION_DAYS.")
-        .with("S3_BUCKET"),
+    var(Retention, "S3_RETENTION_DAYS", DAYS, "Days to keep backups on S3. Unset: as BACKUP_RETENTION_DAYS."),
 
-    var(S3, "S3_BUCKET", Form::Text, "Bucket for a second copy.")
-        .alias(&["BACKUP_S3_BUCKET"])
-        .refused("no copy would reach the bucket", "unset it to back up to BACKUP_DIR only, and copy that directory by other means"),
-    var(S3, "S3_PREFIX", Form::Text, "Prefix of the keys in the bucket.").default("backups/").with("S3_BUCKET"),
-    var(S3, "S3_ENDPOINT", Form::Text, "Address of an S3-compatible server.").with("S3_BUCKET"),
-    var(S3, "S3_FORCE_PATH_STYLE", Form::Switch, "Address the bucket in the path instead of the host name.").with("S3_BUCKET"),
-    var(S3, "S3_SSE", Form::Text, "Encryption by the server.").with("S3_BUCKET"),
-    var(S3, "S3_KMS_KEY_ID", Form::Text, "Key of the encryption by the server.").with("S3_BUCKET"),
-    var(S3, "AWS_REGION", Form::Text, "Region of the bucket.").default("us-east-1").with("S3_BUCKET"),
-    var(S3, "AWS_ACCESS_KEY_ID", Form::Text, "Access key; without one, the usual AWS chain.").with("S3_BUCKET"),
-    var(S3, "AWS_SECRET_ACCESS_KEY", Form::Text, "Its secret.").secret().with("S3_BUCKET"),
-    var(S3, "AWS_SESSION_TOKEN", Form::Text, "Its session token.").secret().with("S3_BUCKET"),
+    var(S3, "S3_BUCKET", Form::Text, "Bucket for a second copy: the bare name. Unset: off.")
+        .alias(&["BACKUP_S3_BUCKET"]),
+    var(S3, "S3_PREFIX", Form::Text, "Prefix of the keys in the bucket.").default("backups/"),
+    var(S3, "S3_ENDPOINT", Form::Text, "URL of an S3-compatible server, without the bucket. `http://` asks for no encryption."),
+    var(S3, "S3_FORCE_PATH_STYLE", Form::Switch, "Whether the bucket is in the path instead of the host name. Unset: with an endpoint."),
+    var(S3, "S3_SSE", Form::Text, "Encryption by the server: `AES256`, `aws:kms`."),
+    var(S3, "S3_KMS_KEY_ID", Form::Text, "Key of the encryption by the server."),
+    var(S3, "AWS_REGION", Form::Text, "Region of the bucket.").default("us-east-1"),
+    var(S3, "AWS_ACCESS_KEY_ID", Form::Text, "Access key; without one, the usual AWS chain."),
+    var(S3, "AWS_SECRET_ACCESS_KEY", Form::Text, "Its secret.").secret(),
+    var(S3, "AWS_SESSION_TOKEN", Form::Text, "Its session token.").secret(),
 
     var(Wal, "WAL_STREAMING", Form::Switch, "Receive WAL all the time.").default("off").later("WAL streaming"),
     var(Wal, "WAL_FLUSH_INTERVAL", Form::Duration, "The longest that received WAL stays out of S3.").default("10s").later("WAL streaming"),

@@ -1,4 +1,4 @@
-//! A run as a process: `pgark backup` with its secrets on stdin.
+//! A run as a process: `pgark backup` or `pgark replicate`, with its secrets on stdin.
 //!
 //! Invariants: no secret is in its arguments or environment; what it says comes out as events of
 //! the service's log, line by line; dropped, it is killed. When the service dies, the kernel does
@@ -9,7 +9,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
-use super::journal::Trigger;
 use super::log::Log;
 use crate::config::{Environment, SECRETS_ON_STDIN};
 use crate::error::{Context, Result};
@@ -29,7 +28,6 @@ impl Run {
     pub fn start(
         environment: &Environment,
         arguments: &[String],
-        trigger: Trigger,
         log: Log,
         ended: Sender<()>,
     ) -> Result<Run> {
@@ -37,7 +35,6 @@ impl Run {
         let (plain, secret) = environment.split();
         let mut command = Command::new(program);
         command
-            .args(["backup", "--trigger", &trigger.to_string()])
             .args(arguments)
             .env_clear()
             .envs(plain)

@@ -13,7 +13,8 @@ use jiff::Timestamp;
 
 use super::journal::{self, Failure, Line, Taken, Trigger};
 use super::report::{self, Report};
-use crate::app::App;
+use super::stores;
+use crate::app::{App, LOCAL};
 use crate::backup::run::{self as dumps, Outcome};
 use crate::catalog::list::{self, Catalog, Entry, State};
 use crate::catalog::manifest::Manifest;
@@ -21,7 +22,6 @@ use crate::config::Databases;
 use crate::error::{Error, Kind, Result};
 use crate::prune::{self, Pruned};
 use crate::store::Store;
-use crate::store::lock::{DirLock, Reading};
 use crate::units::{BackupKind, ByteSize};
 use crate::{clock, verify};
 
@@ -44,6 +44,8 @@ pub struct Done {
     /// Said once, no failure.
     pub notices: Vec<String>,
     pub pruned: Pruned,
+    /// Ids that the second store has now.
+    pub copied: Vec<String>,
 }
 
 /// Takes the backups, expires what is old, writes journal and report.
@@ -59,10 +61,27 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<(
     let broken_off =
         matches!(&verdict, Err(error) if matches!(error.kind, Kind::Signal(_) | Kind::Busy));
     let mut notes = Vec::new();
+    let mut verdict = verdict;
+    let mut reachable = true;
+    if !broken_off && !done.taken.is_empty() {
+        match stores::replicate(app, wanted.say) {
+            Ok(copied) => done.copied = copied,
+            Err(error) => {
+                reachable = false;
+                notes.push(report::failed("second store", &error));
+                if verdict.is_ok() {
+                    verdict = Err(stores::behind(error));
+                }
+            }
+        }
+    }
     if !wanted.no_prune && !broken_off && !done.taken.is_empty() {
         verify_for_legacy(app, store, wanted, &done.taken, &mut notes);
-        if let Err(error) = expire(app, store, &mut done.pruned, &mut notes) {
-            notes.push(report::failed("prune", &error));
+        let names = app.store_names().into_iter();
+        for name in names.filter(|name| reachable || *name == LOCAL) {
+            if let Err(error) = stores::expire(app, name, &mut done.pruned, &mut notes) {
+                notes.push(report::failed(&format!("prune of {name}"), &error));
+            }
         }
     }
     let records = Records {
@@ -112,7 +131,7 @@ fn take(
     if !wanted.no_prune && !again.is_empty() && app.cancel.check().is_ok() {
         (wanted.say)("the store is full: expiring what is old, to try once more");
         let mut notes = Vec::new();
-        expire(app, store, &mut done.pruned, &mut notes)?;
+        stores::expire(app, LOCAL, &mut done.pruned, &mut notes)?;
         if !done.pruned.removed.is_empty() {
             let second = attempt(&Databases::Named(again.clone()), clock::now())?;
             outcome.failed.retain(|(name, _)| !again.contains(name));
@@ -147,7 +166,7 @@ fn verify_for_legacy(
     let Ok(catalog) = list::load(store) else {
         return;
     };
-    let plan = prune::plan(&catalog, &app.policy(), clock::now());
+    let plan = prune::plan(&catalog, &app.policy(LOCAL), clock::now());
     for manifest in taken {
         let mut waiting = plan.verdicts.iter().filter(|verdict| verdict.waits);
         let waited_for = waiting.any(|verdict| verdict.entry.database == manifest.database);
@@ -169,31 +188,6 @@ fn verify_for_legacy(
             Err(error) => notes.push(report::failed(&format!("verify {}", entry.id), &error)),
         }
     }
-}
-
-/// Plans and applies the retention under the store's lock.
-///
-/// # Errors
-/// `Busy` when a run holds the store; the store's own. What befell single backups is a note.
-pub fn expire(
-    app: &App,
-    store: &dyn Store,
-    pruned: &mut Pruned,
-    notes: &mut Vec<String>,
-) -> Result<()> {
-    let lock = DirLock::acquire(&app.config.dir, "dump")?;
-    let catalog = list::load(store)?;
-    let plan = prune::plan(&catalog, &app.policy(), clock::now());
-    let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());
-    let applied = prune::apply(store, &plan, &in_use, &app.cancel)?;
-    notes.extend(plan.warnings);
-    for (_, error) in &applied.stayed {
-        notes.push(error.to_string());
-    }
-    pruned.removed.extend(applied.removed);
-    pruned.stayed.extend(applied.stayed);
-    drop(lock);
-    Ok(())
 }
 
 /// Where a run is recorded.
@@ -249,6 +243,9 @@ impl Records<'_> {
         }
         for (name, error) in &done.failed {
             report.line(now, &report::failed(name, error));
+        }
+        for id in &done.copied {
+            report.line(now, &format!("{id} is in {} now", stores::SECOND));
         }
         for entry in &done.pruned.removed {
             report.line(

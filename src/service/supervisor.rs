@@ -18,6 +18,7 @@ use super::http::Pulse;
 use super::journal::{self, Line, Outcome, Trigger};
 use super::log::Log;
 use super::notify::notify;
+use super::stores::Behind;
 use crate::cancel::Token;
 use crate::clock;
 use crate::config::Environment;
@@ -36,6 +37,10 @@ const START_AGE: SignedDuration = SignedDuration::from_hours(1);
 /// must not dump all the time.
 const START_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 
+/// Between two attempts to bring the second store up to date, growing.
+const COPY_PAUSE_MIN: Duration = Duration::from_secs(15);
+const COPY_PAUSE_MAX: Duration = Duration::from_secs(30 * 60);
+
 /// What the supervisor works with.
 pub struct Supervisor {
     pub schedule: Schedule,
@@ -44,13 +49,43 @@ pub struct Supervisor {
     /// Where the journal lies.
     pub dir: PathBuf,
     pub environment: Environment,
-    /// For every run, beside its trigger: `--dir` and the like.
-    pub arguments: Vec<String>,
+    /// Whether there is a second store to bring up to date.
+    pub has_second: bool,
     pub log: Log,
     pub cancel: Token,
     pub pulse: Arc<Pulse>,
     /// Whether the server answers: an initial backup waits for that.
     pub server_answers: Box<dyn Fn() -> Result<()>>,
+}
+
+/// The work on the second store, and when it is tried again.
+struct Copying {
+    wanted: bool,
+    first: bool,
+    run: Option<Run>,
+    not_before: Instant,
+    pause: Duration,
+}
+
+impl Copying {
+    fn new(wanted: bool) -> Copying {
+        Copying {
+            wanted,
+            first: true,
+            run: None,
+            not_before: Instant::now(),
+            pause: COPY_PAUSE_MIN,
+        }
+    }
+
+    fn again(&mut self, done: bool) {
+        self.not_before = Instant::now() + self.pause;
+        self.pause = if done {
+            COPY_PAUSE_MIN
+        } else {
+            (self.pause * 2).min(COPY_PAUSE_MAX)
+        };
+    }
 }
 
 /// A run and its limits.
@@ -76,6 +111,7 @@ impl Supervisor {
             })
         };
         let mut active: Option<Active> = None;
+        let mut copying = Copying::new(self.has_second);
         let mut initial = self.wants_initial();
         let mut next = self.schedule.next_after(clock::now());
         self.log.info(&self.schedule.describe_next(clock::now()));
@@ -87,6 +123,7 @@ impl Supervisor {
                 break;
             }
             self.watch(&mut active);
+            self.copy(&mut copying, active.is_some(), &wake);
             let now = clock::now();
             // A clock that went back must not put the next run off by as much.
             next = next.min(self.schedule.next_after(now));
@@ -112,7 +149,7 @@ impl Supervisor {
         }
         drop(hook);
         notify("STOPPING=1");
-        self.end(active, &woken);
+        self.end(active, copying.run, &woken);
         self.cancel.check()
     }
 
@@ -178,13 +215,7 @@ impl Supervisor {
     }
 
     fn start(&self, trigger: Trigger, wake: &Sender<()>) -> Option<Active> {
-        let run = Run::start(
-            &self.environment,
-            &self.arguments,
-            trigger,
-            self.log,
-            wake.clone(),
-        );
+        let run = self.spawn(&["backup", "--trigger", &trigger.to_string()], wake);
         let started_at = clock::now();
         match run {
             Ok(run) => Some(Active {
@@ -198,6 +229,43 @@ impl Supervisor {
                 self.log.error(&error.to_string());
                 self.record(trigger, started_at, Outcome::Failed, &error.fact);
                 None
+            }
+        }
+    }
+
+    fn spawn(&self, verb: &[&str], wake: &Sender<()>) -> Result<Run> {
+        let dir = self.dir.display().to_string();
+        let arguments: Vec<String> = verb
+            .iter()
+            .copied()
+            .chain(["--dir", &dir])
+            .map(str::to_owned)
+            .collect();
+        Run::start(&self.environment, &arguments, self.log, wake.clone())
+    }
+
+    /// Brings the second store up to date where a run did not: at the start, and then again and
+    /// again with growing pauses. Beside runs, because the first store must not wait for it.
+    fn copy(&self, copying: &mut Copying, run_under_way: bool, wake: &Sender<()>) {
+        if let Some(run) = &mut copying.run {
+            let Some(code) = run.exit_code() else { return };
+            copying.run = None;
+            copying.again(code == 0);
+        }
+        if run_under_way || Instant::now() < copying.not_before {
+            return;
+        }
+        // After a run that brought it up to date there is nothing to do.
+        let behind = Behind::read(&self.dir).is_some_and(|behind| behind.error.is_some());
+        if !(copying.first || behind) || !copying.wanted {
+            return;
+        }
+        copying.first = false;
+        match self.spawn(&["replicate"], wake) {
+            Ok(run) => copying.run = Some(run),
+            Err(error) => {
+                self.log.error(&error.to_string());
+                copying.again(false);
             }
         }
     }
@@ -272,8 +340,23 @@ impl Supervisor {
     }
 
     /// Ends the run under way: finished, or cleanly broken off, or killed.
-    fn end(&self, active: Option<Active>, woken: &Receiver<()>) {
-        let Some(mut one) = active else { return };
+    fn end(&self, active: Option<Active>, copying: Option<Run>, woken: &Receiver<()>) {
+        // Dropped at the end of this, it is killed if it has not ended by then.
+        let mut copying = copying;
+        if let Some(run) = &copying {
+            run.terminate();
+        }
+        let Some(mut one) = active else {
+            let limit = Instant::now() + END_LIMIT;
+            while copying
+                .as_mut()
+                .is_some_and(|run| run.exit_code().is_none())
+                && Instant::now() < limit
+            {
+                wait(woken, Duration::from_millis(200));
+            }
+            return;
+        };
         self.log.info("ending the run under way");
         one.run.terminate();
         let limit = Instant::now() + END_LIMIT;

@@ -137,6 +137,14 @@ impl Store for FailingStore {
         }))
     }
 
+    fn create_sized(&self, key: &Key, mode: Put, expected_bytes: u64) -> Result<Box<dyn Upload>> {
+        self.steps.step(&format!("create {key}"))?;
+        Ok(Box::new(FailingUpload {
+            inner: self.inner.create_sized(key, mode, expected_bytes)?,
+            steps: Arc::clone(&self.steps),
+        }))
+    }
+
     fn read(&self, key: &Key, range: Range<u64>) -> Result<Vec<u8>> {
         self.inner.read(key, range)
     }

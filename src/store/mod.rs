@@ -14,6 +14,7 @@ pub mod failing;
 pub mod local;
 pub mod lock;
 pub mod mark;
+pub mod object;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -102,12 +103,27 @@ pub trait Store: Send + Sync {
     /// Where it is, for people.
     fn describe(&self) -> String;
 
+    /// How many small reads at once serve best: one where they cost nothing.
+    fn reads_at_once(&self) -> usize {
+        1
+    }
+
     /// Begins an object; it appears when the upload is finished.
     ///
     /// # Errors
     /// With `is_exists()` when `Put::New` meets a taken name (here or at `finish`), with
     /// `is_no_space()` when the disk is full, else `Failed`.
     fn create(&self, key: &Key, mode: Put) -> Result<Box<dyn Upload>>;
+
+    /// As `create`, for an object of about this size: an object store chooses its parts by it.
+    /// A wrong expectation costs memory or requests, never the object.
+    ///
+    /// # Errors
+    /// As `create`.
+    fn create_sized(&self, key: &Key, mode: Put, expected_bytes: u64) -> Result<Box<dyn Upload>> {
+        let _ = expected_bytes;
+        self.create(key, mode)
+    }
 
     /// Reads exactly this range of bytes.
     ///

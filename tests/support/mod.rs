@@ -6,6 +6,8 @@
 #![allow(dead_code, unused_imports)]
 
 mod compare;
+pub(crate) mod garage;
+pub(crate) mod gate;
 mod pgark;
 mod server;
 pub(crate) mod site;
