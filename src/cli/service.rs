@@ -41,6 +41,7 @@ pub(super) fn serve(app: App, _verb: &Serve) -> Result<()> {
         dir.clone(),
         databases.clone(),
         schedule.clone(),
+        app.config.s3.is_some(),
     );
     let pulse = Arc::new(Pulse::default());
     pulse.beat();
@@ -201,18 +202,10 @@ pub(super) fn status(app: &App, verb: &Status, global: &Global) -> Result<()> {
         &catalog,
         &app.schedule()?,
     );
+    let behind = Behind::read(&app.config.dir).filter(|_| app.config.s3.is_some());
+    let (healthy, mut value) = health::to_json(&status, behind.as_ref());
     if global.json {
-        let mut value = health::to_json(&status);
         value["store"] = json!(store.name());
-        if app.config.s3.is_some() {
-            let behind = Behind::read(&app.config.dir);
-            value["second_store"] = json!({
-                "store": stores::SECOND,
-                "up_to_date": behind.as_ref().map(|behind| behind.error.is_none()),
-                "at": behind.as_ref().map(|behind| behind.at),
-                "error": behind.and_then(|behind| behind.error),
-            });
-        }
         print_json(&value)?;
     } else {
         print(&render::status(
@@ -220,7 +213,6 @@ pub(super) fn status(app: &App, verb: &Status, global: &Global) -> Result<()> {
             &store.describe(),
             crate::clock::now(),
         ))?;
-        let behind = Behind::read(&app.config.dir).filter(|_| app.config.s3.is_some());
         if let Some(error) = behind.and_then(|behind| behind.error) {
             note(&format!(
                 "warning: {} is not up to date: {error}",
@@ -228,7 +220,7 @@ pub(super) fn status(app: &App, verb: &Status, global: &Global) -> Result<()> {
             ));
         }
     }
-    if verb.exit_code && !status.is_healthy() {
+    if verb.exit_code && !healthy {
         return Err(Error::failed("not every database is backed up as promised")
             .hint("`pgark list` shows what there is; backup.log in the store says what failed"));
     }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::journal::{self, Line, Outcome};
 use super::run::wanted_databases;
+use super::stores::{self, Behind};
 use crate::catalog::list::{self, Catalog};
 use crate::clock;
 use crate::config::Databases;
@@ -28,6 +29,7 @@ pub struct Health {
     dir: PathBuf,
     databases: Databases,
     schedule: Schedule,
+    has_second: bool,
     kept: Mutex<Option<Kept>>,
 }
 
@@ -44,12 +46,14 @@ impl Health {
         dir: PathBuf,
         databases: Databases,
         schedule: Schedule,
+        has_second: bool,
     ) -> Health {
         Health {
             store,
             dir,
             databases,
             schedule,
+            has_second,
             kept: Mutex::new(None),
         }
     }
@@ -84,7 +88,10 @@ impl Health {
     /// Whether all is well, and the answer as JSON.
     pub fn answer(&self) -> (bool, Value) {
         match self.status() {
-            Ok(status) => (status.is_healthy(), to_json(&status)),
+            Ok(status) => {
+                let second = self.has_second.then(|| Behind::read(&self.dir)).flatten();
+                to_json(&status, second.as_ref())
+            }
             Err(error) => (false, json!({"healthy": false, "error": error.fact})),
         }
     }
@@ -116,9 +123,10 @@ fn attempt(line: &Line) -> Option<Attempt> {
     })
 }
 
-/// The fields of `status --json` and `/healthz`.
+/// Whether all is well, and the fields of `status --json` and `/healthz`. The second store may be
+/// behind for as long as a run may be under way.
 #[must_use]
-pub fn to_json(status: &Status) -> Value {
+pub fn to_json(status: &Status, second: Option<&Behind>) -> (bool, Value) {
     let now = clock::now();
     let databases: Vec<Value> = status
         .databases
@@ -136,10 +144,59 @@ pub fn to_json(status: &Status) -> Value {
             })
         })
         .collect();
-    json!({
-        "healthy": status.is_healthy(),
+    let late = second.is_some_and(|one| one.since.is_some_and(|since| since < status.promised));
+    let healthy = status.is_healthy() && !late;
+    let mut value = json!({
+        "healthy": healthy,
         "databases": databases,
         "promised_since": status.promised,
         "next_run": status.next_run,
-    })
+    });
+    if let Some(behind) = second {
+        value["second_store"] = json!({
+            "store": stores::SECOND,
+            "up_to_date": behind.error.is_none(),
+            "since": behind.since,
+            "at": behind.at,
+            "error": behind.error,
+        });
+    }
+    (healthy, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    #[test]
+    fn a_second_store_that_is_behind_for_longer_than_a_run_takes_is_not_healthy() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let database = status::Database {
+            name: "app".to_owned(),
+            newest: None,
+            newest_at: None,
+            bytes: 0,
+            good: 1,
+            trouble: None,
+        };
+        let status = Status {
+            databases: vec![database],
+            promised: at("2025-01-22T02:00:00Z"),
+            next_run: at("2025-01-23T02:00:00Z"),
+        };
+        let behind = |since: Option<&str>| Behind {
+            at: at("2025-01-22T09:00:00Z"),
+            since: since.map(at),
+            error: since.map(|_| "down".to_owned()),
+        };
+        assert!(to_json(&status, None).0);
+        assert!(to_json(&status, Some(&behind(None))).0);
+        assert!(to_json(&status, Some(&behind(Some("2025-01-22T08:00:00Z")))).0);
+        let (healthy, json) = to_json(&status, Some(&behind(Some("2025-01-21T08:00:00Z"))));
+        assert!(
+            !healthy && json["second_store"]["error"] == "down",
+            "{json}"
+        );
+    }
 }

@@ -24,7 +24,10 @@ pub const SECOND: &str = S3;
 /// Whether the second store is up to date.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Behind {
+    /// Of the last attempt.
     pub at: Timestamp,
+    /// Of the first attempt that did not bring it up to date, and every one since neither.
+    pub since: Option<Timestamp>,
     /// None: it is up to date.
     pub error: Option<String>,
 }
@@ -41,8 +44,11 @@ impl Behind {
     }
 
     fn write(dir: &Path, error: Option<&Error>) -> Result<()> {
+        let now = clock::now();
+        let before = Behind::read(dir).and_then(|behind| behind.since);
         let behind = Behind {
-            at: clock::now(),
+            at: now,
+            since: error.map(|_| before.unwrap_or(now)),
             error: error.map(|error| error.fact.clone()),
         };
         let text = serde_json::to_vec(&behind).map_err(|error| Error::failed(error.to_string()))?;

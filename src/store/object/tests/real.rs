@@ -138,7 +138,10 @@ fn garage_refuses_a_wrong_key_and_bucket_in_words() {
         "{text}"
     );
     let text = ask(&|o| o.keys.as_mut().unwrap().secret_access_key = Secret::new("wr0ng"));
-    assert!(text.contains("denied") && !text.contains("wr0ng"), "{text}");
+    assert!(
+        text.contains("the secret key is wrong") && !text.contains("wr0ng"),
+        "{text}"
+    );
     let text = ask(&|o| o.region = Some("us-east-1".to_owned()));
     assert!(
         text.contains("not in region us-east-1 but in garage"),
