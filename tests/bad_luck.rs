@@ -209,10 +209,14 @@ fn a_list_and_a_star_take_every_database_and_a_missing_one_stops_no_other() {
 }
 
 /// A small file system of its own; this needs root, and fails without.
-struct Tmpfs(TempDir);
+pub(crate) struct Tmpfs(TempDir);
 
 impl Tmpfs {
-    fn new(options: &str) -> Tmpfs {
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+
+    pub(crate) fn new(options: &str) -> Tmpfs {
         let dir = TempDir::new();
         let mut mount = Command::new("mount");
         mount

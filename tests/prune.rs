@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use crate::bad_luck::Tmpfs;
 use crate::support::site::{files, first_id};
 use crate::support::{Pgark, Site, TempDir, until};
 
@@ -229,4 +230,36 @@ fn legacy_backups_go_only_after_a_verified_backup_of_their_database() {
     let new = first_id(&done.assert_code(0).stdout);
     assert_eq!(site.entry(&new)["state"], "verified");
     assert!(!site.file(&legacy, "").exists() && !site.file(&legacy, ".sha256").exists());
+}
+
+/// A run that meets a full disk expires what is due and tries once more.
+#[test]
+fn a_full_disk_makes_room_by_what_has_expired() {
+    let site = Site::new("makes_room");
+    site.server.psql(
+        "makes_room",
+        "CREATE TABLE noise AS SELECT md5(random()::text) AS m FROM generate_series(1, 40000)",
+    );
+    let disk = Tmpfs::new("size=2m,mode=700");
+    let dir = disk.path();
+    let backup = |offset: &str, days: &str| {
+        site.backup_with(|pgark| at(pgark.store(dir), offset).env("BACKUP_RETENTION_DAYS", days))
+    };
+    let old = first_id(&backup("-50d", "36500").assert_code(0).stdout);
+    let younger = first_id(&backup("-45d", "36500").assert_code(0).stdout);
+    // Nothing is due: it fails, and loses nothing.
+    backup("+0", "36500")
+        .assert_code(1)
+        .assert_says("no space left");
+    let done = backup("+0", "30")
+        .assert_code(0)
+        .assert_says("to try once more");
+    let new = first_id(&done.stdout);
+    let names: Vec<String> = files(dir).into_keys().collect();
+    let holds = |id: &str| names.iter().any(|name| name.starts_with(id));
+    assert!(!holds(&old) && holds(&new), "{names:?}");
+    assert!(
+        !holds(&younger),
+        "due as well, once there is a newer one: {names:?}"
+    );
 }

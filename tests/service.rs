@@ -232,6 +232,23 @@ fn the_initial_backup_waits_for_a_server_that_is_still_starting() {
     service.end("TERM", 143);
 }
 
+/// A host that takes the connection and says nothing must not hold up a signal.
+#[test]
+fn a_silent_host_holds_up_neither_signal_nor_health() {
+    let site = Site::new("silent");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let service = Service::start(site.pgark(["serve"]).env("DB_PORT", port.to_string()));
+    service.wait_for_log("next run");
+    let (_held, _) = silent.accept().unwrap();
+    assert_eq!(
+        (service.get("/livez").0, service.get("/healthz").0),
+        (200, 503)
+    );
+    let took = service.end("TERM", 143);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
 #[test]
 fn a_hung_run_is_ended_and_its_place_is_free() {
     let site = Site::new("hung");

@@ -61,7 +61,7 @@ pub(super) fn serve(app: App, _verb: &Serve) -> Result<()> {
         log,
         cancel: app.cancel.clone(),
         pulse,
-        server_answers: Box::new(move || {
+        server_answers: Arc::new(move || {
             let names = match &databases {
                 Databases::Named(names) => names.as_slice(),
                 Databases::All => &[],

@@ -8,7 +8,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -54,8 +54,8 @@ pub struct Supervisor {
     pub log: Log,
     pub cancel: Token,
     pub pulse: Arc<Pulse>,
-    /// Whether the server answers: an initial backup waits for that.
-    pub server_answers: Box<dyn Fn() -> Result<()>>,
+    /// Whether the server answers: an initial backup waits for that. It may take long.
+    pub server_answers: Arc<dyn Fn() -> Result<()> + Send + Sync>,
 }
 
 /// The work on the second store, and when it is tried again.
@@ -88,6 +88,14 @@ impl Copying {
     }
 }
 
+/// Does the server answer?
+#[derive(Default)]
+struct Question {
+    answer: Option<Receiver<Result<()>>>,
+    complained: Option<Instant>,
+    not_before: Option<Instant>,
+}
+
 /// A run and its limits.
 struct Active {
     run: Run,
@@ -114,9 +122,9 @@ impl Supervisor {
         let mut copying = Copying::new(self.has_second);
         let mut initial = self.wants_initial();
         let mut next = self.schedule.next_after(clock::now());
-        self.log.info(&self.schedule.describe_next(clock::now()));
+        self.say_next();
         notify("READY=1");
-        let mut complained = None;
+        let mut question = Question::default();
         loop {
             self.pulse.beat();
             if self.cancel.check().is_err() {
@@ -134,7 +142,7 @@ impl Supervisor {
                 }
                 initial = false;
                 next = self.schedule.next_after(now);
-            } else if initial && active.is_none() && self.is_ready(&mut complained) {
+            } else if initial && active.is_none() && self.is_ready(&mut question, &wake) {
                 active = self.start(Trigger::Start, &wake);
                 initial = false;
             }
@@ -186,10 +194,30 @@ impl Supervisor {
         true
     }
 
-    /// Whether the server answers. What no waiting mends (a wrong password) counts as an answer:
-    /// the run will say it.
-    fn is_ready(&self, complained: &mut Option<Instant>) -> bool {
-        match (self.server_answers)() {
+    /// Whether the server answers, asked on a thread of its own: a host that swallows packets must
+    /// not hold up a signal. What no waiting mends (a wrong password) counts as an answer: the run
+    /// will say it.
+    fn is_ready(&self, question: &mut Question, wake: &Sender<()>) -> bool {
+        let Some(answer) = &question.answer else {
+            if question.not_before.is_some_and(|at| Instant::now() < at) {
+                return false;
+            }
+            let (tell, answer) = channel();
+            let (ask, wake) = (Arc::clone(&self.server_answers), wake.clone());
+            std::thread::spawn(move || {
+                let _ = tell.send(ask());
+                let _ = wake.send(());
+            });
+            question.answer = Some(answer);
+            return false;
+        };
+        let result = match answer.try_recv() {
+            Ok(result) => result,
+            Err(TryRecvError::Empty) => return false,
+            Err(TryRecvError::Disconnected) => return true,
+        };
+        question.answer = None;
+        match result {
             Ok(()) => true,
             Err(error) if error.kind == Kind::Usage => true,
             // 57P03: the server is starting up, shutting down or in recovery.
@@ -202,13 +230,15 @@ impl Supervisor {
                 true
             }
             Err(error) => {
-                if complained.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
-                    *complained = Some(Instant::now());
+                let pause = Duration::from_secs(60);
+                if question.complained.is_none_or(|at| at.elapsed() > pause) {
+                    question.complained = Some(Instant::now());
                     self.log.warn(&format!(
                         "the initial backup waits for the server: {}",
                         error.fact
                     ));
                 }
+                question.not_before = Some(Instant::now() + Duration::from_secs(2));
                 false
             }
         }
@@ -310,7 +340,12 @@ impl Supervisor {
                 "run ended with exit code {code} after {seconds} s"
             )),
         }
-        self.log.info(&self.schedule.describe_next(clock::now()));
+        self.say_next();
+    }
+
+    fn say_next(&self) {
+        let next = self.schedule.describe_next(clock::now());
+        self.log.info(&format!("next run: {next}"));
     }
 
     fn skip(&self, one: &Active, moment: Timestamp) {
