@@ -62,12 +62,24 @@ fn a_backup_is_in_both_stores_and_comes_back_from_each() {
         table_digest(site.server, "both"),
         table_digest(site.server, "from_s3")
     );
+    // Not there, or not whole there: the bucket serves without being asked.
+    let latest = with_bucket(site.pgark(["restore", "--into", "unasked"]), port);
+    latest
+        .store(&elsewhere)
+        .run()
+        .assert_code(0)
+        .assert_says("is read from s3://");
+    std::fs::remove_file(site.file(&id, "")).unwrap();
+    with_bucket(site.pgark(["cat", &id]), port)
+        .run()
+        .assert_code(0)
+        .assert_says("is read from s3://");
     with_bucket(site.pgark(["verify", &id, "--store", "s3", "-q"]), port)
         .run()
         .assert_code(0);
     let report = std::fs::read_to_string(site.dir.join("backup.log")).unwrap();
     assert!(report.contains(&format!("{id} is in s3 now")), "{report}");
-    // Nothing is copied twice.
+    // Nothing is copied twice, nor what is not whole here.
     let again = with_bucket(site.pgark(["replicate"]), port)
         .run()
         .assert_code(0);

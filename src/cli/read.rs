@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::args::{Cat, Global, List, Show, Verify};
 use super::{note, print, print_json, render};
-use crate::app::{App, LOCAL};
+use crate::app::{App, LOCAL, S3};
 use crate::archive::{Index, StoreReader, codec, reader};
 use crate::catalog::layout::Part;
 use crate::catalog::legacy::check_legacy;
@@ -105,9 +105,37 @@ pub(super) fn choose(
     Ok(entry)
 }
 
+/// The backup and the store that it is read from: the wanted one, else the local one; the second
+/// one where the local one has it not, or not whole.
+pub(super) fn locate(
+    app: &App,
+    global: &Global,
+    backup: &str,
+    database: Option<&str>,
+) -> Result<(Box<dyn Store>, Entry)> {
+    let find = |store: Option<&str>| {
+        let (store, mut catalog) = app.catalog(store)?;
+        let entry = choose(store.as_ref(), &mut catalog, backup, database)?;
+        Ok((store, entry))
+    };
+    let wanted = global.store.as_deref();
+    let found = find(wanted);
+    let whole = |entry: &Entry| entry.good || entry.state == State::Legacy;
+    let good = matches!(&found, Ok((_, entry)) if whole(entry));
+    if good || wanted.is_some() || app.config.s3.is_none() {
+        return found;
+    }
+    match find(Some(S3)) {
+        Ok((store, entry)) if whole(&entry) => {
+            note(&format!("{} is read from {}", entry.id, store.describe()));
+            Ok((store, entry))
+        }
+        _ => found,
+    }
+}
+
 pub(super) fn show(app: &App, verb: &Show, global: &Global) -> Result<()> {
-    let (store, mut catalog) = app.catalog(global.store.as_deref())?;
-    let entry = choose(store.as_ref(), &mut catalog, &verb.backup, None)?;
+    let (store, entry) = locate(app, global, &verb.backup, None)?;
     if global.json {
         let mut value = render::entry_json(&entry, &[store.name()]);
         value["manifest"] = serde_json::to_value(&entry.manifest).unwrap_or_default();
@@ -192,8 +220,7 @@ fn newest(catalog: &Catalog) -> Result<Entry> {
 }
 
 pub(super) fn cat(app: &App, verb: &Cat, global: &Global) -> Result<()> {
-    let (store, mut catalog) = app.catalog(global.store.as_deref())?;
-    let entry = choose(store.as_ref(), &mut catalog, &verb.backup, None)?;
+    let (store, entry) = locate(app, global, &verb.backup, None)?;
     let _reading = app.reading(&entry);
     let mut closed = false;
     let mut stdout = std::io::stdout().lock();

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::args::{Global, Restore};
-use super::read::choose;
+use super::read::locate;
 use super::{note, print, print_json};
 use crate::app::App;
 use crate::catalog::layout::Part;
@@ -20,13 +20,7 @@ use crate::units::{BackupKind, ByteSize, stamp};
 const NAME_BYTES_MAX: usize = 63;
 
 pub(super) fn restore(app: &App, verb: &Restore, global: &Global) -> Result<()> {
-    let (store, mut catalog) = app.catalog(global.store.as_deref())?;
-    let entry = choose(
-        store.as_ref(),
-        &mut catalog,
-        &verb.backup,
-        verb.database.as_deref(),
-    )?;
+    let (store, entry) = locate(app, global, &verb.backup, verb.database.as_deref())?;
     let _reading = app.reading(&entry);
     if entry.kind != BackupKind::Dump {
         return Err(Error::usage(format!(
