@@ -86,6 +86,7 @@ packages_test() {
     need xz-utils xz
     need ca-certificates /etc/ssl/certs/ca-certificates.crt
     need locales /usr/share/i18n/locales/de_DE
+    need pgbouncer /usr/sbin/pgbouncer
     need libfaketime "/usr/lib/*/faketime/libfaketime.so.1"
 }
 

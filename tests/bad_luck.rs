@@ -307,3 +307,19 @@ fn a_directory_that_cannot_be_written_is_named() {
     done.assert_code(1).assert_says(file.to_str().unwrap());
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
 }
+
+/// PostgreSQL cannot send it; nobody should look for memory that is missing.
+#[test]
+fn a_row_of_over_1_gb_as_text_is_explained() {
+    let site = Site::new("giant");
+    site.server.psql(
+        "giant",
+        "CREATE TABLE giant (a bytea, b bytea); ALTER TABLE giant ALTER a SET STORAGE EXTERNAL, ALTER b SET STORAGE EXTERNAL;
+         INSERT INTO giant SELECT decode(repeat('00', 280000000), 'hex'), decode(repeat('00', 280000000), 'hex')",
+    );
+    let done = site.backup_with(|pgark| pgark).assert_code(1);
+    done.assert_says("table public.giant")
+        .assert_says("longer than 1 GB as text")
+        .assert_says("FROM public.giant t");
+    assert!(site.list().is_empty());
+}

@@ -278,3 +278,37 @@ fn assert_refused(server: &Server, file: &Path, cut: usize) {
     let done = server.psql_file("target", file);
     assert_ne!(done.code, 0, "psql accepts a dump cut at byte {cut}");
 }
+
+/// More than the lock table holds at once.
+#[test]
+fn thousands_of_partitions_are_restored_over_themselves() {
+    let server = Server::start(17);
+    server.createdb("app");
+    server.psql(
+        "app",
+        "CREATE TABLE p (a int PRIMARY KEY, t text) PARTITION BY LIST (a);
+         DO $$ BEGIN FOR i IN 1..2500 LOOP EXECUTE format('CREATE TABLE p%s PARTITION OF p FOR VALUES IN (%s)', i, i);
+           IF i % 100 = 0 THEN COMMIT; END IF; END LOOP; END $$; INSERT INTO p SELECT i, 'x' FROM generate_series(1, 2500) i",
+    );
+    let store = TempDir::new();
+    let taken = backup(&server, "app", &store);
+    psql_restore(&server, &taken.file, "app");
+    assert_eq!(
+        server.psql("app", "SELECT count(*), sum(a) FROM p"),
+        "2500|3126250"
+    );
+}
+
+#[test]
+fn default_privileges_that_widen_rights_are_told() {
+    let server = Server::start(17);
+    server.createdb("app");
+    server.psql(
+        "app",
+        "CREATE ROLE reader; CREATE TABLE secret (a int); ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO reader",
+    );
+    let store = TempDir::new();
+    let taken = backup(&server, "app", &store);
+    let done = server.psql_file("app", &taken.file).assert_code(0);
+    done.assert_says("default privileges of postgres in this database apply");
+}

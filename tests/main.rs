@@ -16,6 +16,7 @@ mod killed;
 mod kinds;
 mod leaving;
 mod mid_dump;
+mod pooler;
 mod prune;
 mod round_trip;
 mod second_store;

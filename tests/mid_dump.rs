@@ -292,3 +292,109 @@ fn a_restore_whose_connection_dies_removes_the_half_made_database() {
         "0"
     );
 }
+
+/// pg_dump that begins late: what happens between our locks and its own.
+fn slow_pg_dump(server: &Server, seconds: u32) -> TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = TempDir::new();
+    for program in ["pg_dump", "pg_dumpall"] {
+        let real = server.bin().join(program);
+        let path = place.join(program);
+        let once = place.join("once");
+        // Late the first time only, and at once when asked for its version.
+        let script = format!(
+            "#!/bin/sh\ncase \"$1\" in --version) ;; *) [ {program} != pg_dump ] || [ -e {once} ] || {{ touch {once}; sleep {seconds}; }};; esac\nexec {real} \"$@\"\n",
+            once = once.display(),
+            real = real.display(),
+        );
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    place
+}
+
+/// One DDL at the wrong second begins the dump anew; it does not cost the run.
+#[test]
+fn what_comes_between_our_locks_and_those_of_pg_dump_begins_the_dump_anew() {
+    for change in ["ALTER TABLE changing ALTER i TYPE bigint", "DROP VIEW seen"] {
+        let (server, store) = started(
+            "CREATE TABLE changing AS SELECT generate_series(1, 300) AS i; CREATE VIEW seen AS SELECT 1 AS a",
+        );
+        let programs = slow_pg_dump(&server, 3);
+        let dump = backup_command(&server, "app", store.path())
+            .env("PGARK_PG_BIN", programs.path())
+            .spawn();
+        wait_for(
+            &server,
+            "the snapshot's holder to have its locks",
+            "SELECT FROM pg_locks WHERE relation = 'changing'::regclass AND mode = 'AccessShareLock' AND granted",
+        );
+        let mut session = Session::open(&server, "changer");
+        session.send(change);
+        ended(dump).assert_code(0);
+        let taken = only_dump(store.path()).unwrap();
+        assert_eq!(
+            taken.tables(),
+            [("public.changing".to_owned(), 300)],
+            "{change}"
+        );
+    }
+}
+
+#[test]
+fn a_transaction_that_holds_a_view_ends_the_dump_in_time_and_is_named() {
+    let (server, store) = started("CREATE TABLE t (a int); CREATE VIEW v AS SELECT a FROM t");
+    let mut session = Session::open(&server, "viewer");
+    session.send("BEGIN; CREATE OR REPLACE VIEW v AS SELECT a + 1 - 1 AS a FROM t");
+    session.settled(&server);
+    let dump = backup_command(&server, "app", store.path())
+        .env("PGARK_LOCK_TIMEOUT", "3s")
+        .spawn();
+    ended(dump)
+        .assert_code(1)
+        .assert_says("waited 3 s for a lock")
+        .assert_says("viewer");
+    assert!(only_dump(store.path()).is_none());
+    session.send("ROLLBACK");
+    backup_command(&server, "app", store.path())
+        .run()
+        .assert_code(0);
+}
+
+/// The name tells what is in it: nothing younger.
+#[test]
+fn a_backups_moment_is_that_of_its_snapshot() {
+    let (server, store) = started("CREATE TABLE first (a int)");
+    server.createdb("second");
+    server.psql("second", "CREATE TABLE t (at timestamptz)");
+    let mut session = Session::open(&server, "holder");
+    session.send("BEGIN; LOCK TABLE first");
+    session.settled(&server);
+    let dump = Pgark::new(["backup"])
+        .server(&server)
+        .store(store.path())
+        .env("DB_NAME", "app,second")
+        .spawn();
+    wait_for(
+        &server,
+        "the dump to wait",
+        "SELECT FROM pg_locks WHERE relation = 'first'::regclass AND NOT granted",
+    );
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    server.psql("second", "INSERT INTO t VALUES (now())");
+    session.send("COMMIT");
+    ended(dump).assert_code(0);
+    let entries = crate::support::site::list(store.path());
+    let second = entries
+        .iter()
+        .find(|entry| entry["database"] == "second")
+        .unwrap();
+    let inserted = server.psql(
+        "second",
+        "SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM t",
+    );
+    assert!(
+        second["started_at"].as_str().unwrap() >= inserted.as_str(),
+        "{inserted} {second}"
+    );
+}

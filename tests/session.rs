@@ -241,3 +241,126 @@ fn amounts_of_money_survive_a_local_form() {
         );
     }
 }
+
+/// What is set at the very end must not cost what was restored before.
+#[test]
+fn a_setting_that_the_target_refuses_is_a_warning() {
+    let server = Server::start(15);
+    server.createdb("app");
+    server.psql(
+        "app",
+        "CREATE TABLE t AS SELECT generate_series(1, 10) AS i; CREATE ROLE drifted; ALTER DATABASE app SET lc_time = 'de_DE.UTF-8'",
+    );
+    let store = TempDir::new();
+    let taken = backup(&server, "app", &store);
+    // Another server, on which that locale is unknown.
+    let other = Server::start_with(
+        15,
+        &Setup {
+            environment: &[("LOCPATH", "/nonexistent")],
+            ..Setup::default()
+        },
+    );
+    restore_command(&other, store.path(), "back")
+        .run()
+        .assert_code(0)
+        .assert_says("a property of the database was not restored");
+    assert_eq!(other.psql("back", "SELECT count(*) FROM t"), "10");
+    // Over itself, what a role has set there since goes.
+    server.psql(
+        "app",
+        "ALTER ROLE drifted IN DATABASE app SET work_mem = '1MB'",
+    );
+    psql_restore(&server, &taken.file, "app");
+    assert_eq!(
+        server.psql(
+            "app",
+            "SELECT count(*) FROM pg_db_role_setting WHERE setrole <> 0"
+        ),
+        "0"
+    );
+}
+
+/// Whatever a `.psqlrc` says.
+#[test]
+fn psql_without_autocommit_restores_all_the_same() {
+    let server = Server::start(15);
+    server.createdb("app");
+    server.psql(
+        "app",
+        "CREATE TABLE t AS SELECT generate_series(1, 10) AS i",
+    );
+    let store = TempDir::new();
+    let taken = backup(&server, "app", &store);
+    server.createdb("back");
+    let command = format!(
+        "gunzip -c {} | psql -Xq -v AUTOCOMMIT=off -d back",
+        taken.file.display()
+    );
+    let mut shell = server.client("psql");
+    let path = format!("{}:/usr/bin:/bin", server.bin().display());
+    let environment: Vec<_> = shell
+        .get_envs()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .collect();
+    shell = Command::new("sh");
+    shell.env_clear().envs(environment).env("PATH", path);
+    run(shell.arg("-c").arg(command)).assert_code(0);
+    assert_eq!(server.psql("back", "SELECT count(*) FROM t"), "10");
+}
+
+#[test]
+fn a_schema_that_is_closed_to_the_role_and_not_dumped_is_no_obstacle() {
+    let server = Server::start(15);
+    server.psql(
+        "postgres",
+        &format!("CREATE ROLE owner LOGIN PASSWORD '{PASSWORD}'"),
+    );
+    server.createdb("app");
+    server.psql(
+        "app",
+        "ALTER DATABASE app OWNER TO owner; CREATE SCHEMA priv; CREATE EXTENSION hstore SCHEMA priv; CREATE TABLE priv.x ();
+         ALTER EXTENSION hstore ADD TABLE priv.x; SET ROLE owner; CREATE SCHEMA mine; CREATE TABLE mine.t AS SELECT 1 AS a",
+    );
+    let store = TempDir::new();
+    backup_command(&server, "app", store.path())
+        .env("DB_USER", "owner")
+        .run()
+        .assert_code(0);
+    assert_eq!(
+        only_dump(store.path()).unwrap().tables(),
+        [("mine.t".to_owned(), 1)]
+    );
+}
+
+/// The server's own warnings leave nothing out.
+#[test]
+fn a_collation_of_another_version_makes_no_run_partial() {
+    let server = Server::start(17);
+    server.psql(
+        "postgres",
+        "CREATE DATABASE app TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en' LOCALE 'C.UTF-8'",
+    );
+    server.psql(
+        "postgres",
+        "UPDATE pg_database SET datcollversion = '1.0' WHERE datname = 'app'",
+    );
+    let store = TempDir::new();
+    backup_command(&server, "app", store.path())
+        .run()
+        .assert_code(0);
+}
+
+#[test]
+fn no_database_at_all_is_a_failure() {
+    let server = Server::start(15);
+    server.psql("template1", "UPDATE pg_database SET datistemplate = true");
+    let store = TempDir::new();
+    Pgark::new(["backup"])
+        .server(&server)
+        .store(store.path())
+        .env("DB_NAME", "*")
+        .run()
+        .assert_code(1)
+        .assert_says("no database to back up");
+}

@@ -20,7 +20,6 @@ const LONGER: &[(&str, usize)] = &[
     ("src/backup/dump/mod.rs::take_once", 85),
     ("src/backup/dump/properties.rs::block", 65),
     ("src/backup/dump/rows.rs::plan", 65),
-    ("src/backup/dump/schema.rs::read", 64),
     (
         "src/config/form.rs::each_form_accepts_its_values_and_refuses_others",
         64,

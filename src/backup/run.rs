@@ -15,7 +15,7 @@ use crate::catalog::{commit, remains};
 use crate::config::Databases;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools::Tools;
-use crate::postgres::{Client, Target, quote_literal};
+use crate::postgres::{Client, Target, quote_literal, refuse_transaction_pooler};
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::store::lock::DirLock;
@@ -70,7 +70,10 @@ impl Outcome {
             return Err(error.clone());
         }
         match (self.failed.as_slice(), dumped) {
-            ([], _) => {
+            ([], false) => Err(Error::failed("there is no database to back up").hint(
+                "`*` means every database that accepts connections and is no template; DB_NAME names others",
+            )),
+            ([], true) => {
                 let left_out: Vec<&str> = self
                     .taken
                     .iter()
@@ -206,6 +209,7 @@ fn lock_cluster(target: &Target) -> Result<Client> {
         }
         result => result?,
     };
+    refuse_transaction_pooler(&mut client)?;
     let host = rustix::system::uname()
         .nodename()
         .to_string_lossy()

@@ -19,6 +19,7 @@ pub(crate) mod link;
 mod open;
 mod options;
 mod passfile;
+mod pooler;
 pub mod process;
 mod quote;
 mod resolve;
@@ -36,4 +37,5 @@ mod x509;
 
 pub use client::{Canceller, Client, CopyIn, Row, Target};
 pub use conninfo::ConnInfo;
+pub use pooler::refuse_transaction_pooler;
 pub use quote::{quote_ident, quote_ident_bytes, quote_literal, quote_literal_bytes};

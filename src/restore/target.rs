@@ -3,7 +3,7 @@
 //! Invariant: a restore only ever removes a database that it created itself.
 
 use crate::error::{Error, Result};
-use crate::postgres::{Client, Target, quote_ident, quote_literal};
+use crate::postgres::{Client, Target, quote_ident, quote_literal, refuse_transaction_pooler};
 use std::fmt::Write as _;
 
 /// A database that this restore created.
@@ -25,6 +25,7 @@ impl NewDatabase {
         properties: Option<&serde_json::Value>,
     ) -> Result<NewDatabase> {
         let mut admin = admin_connection(target)?;
+        refuse_transaction_pooler(&mut admin)?;
         let exists = admin.query(format!(
             "SELECT 1 FROM pg_catalog.pg_database WHERE datname = {}",
             quote_literal(name)

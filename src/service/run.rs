@@ -109,9 +109,8 @@ fn take(
         Databases::All => &[],
     };
     let target = app.pin(names)?;
-    for warning in target.warnings() {
-        (wanted.say)(&format!("warning: {warning}"));
-    }
+    let warnings = target.warnings().iter();
+    warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
     let tools = app.tools();
     let attempt = |databases: &Databases, started_at| {
         dumps::run(&dumps::Run {
@@ -131,13 +130,24 @@ fn take(
     if !wanted.no_prune && !again.is_empty() && app.cancel.check().is_ok() {
         (wanted.say)("the store is full: expiring what is old, to try once more");
         let mut notes = Vec::new();
-        stores::expire(app, LOCAL, &mut done.pruned, &mut notes)?;
-        if !done.pruned.removed.is_empty() {
-            let second = attempt(&Databases::Named(again.clone()), clock::now())?;
-            outcome.failed.retain(|(name, _)| !again.contains(name));
-            outcome.taken.extend(second.taken);
-            outcome.failed.extend(second.failed);
-            outcome.notices.extend(second.notices);
+        // What the first attempt committed stands, whatever befalls the second.
+        let second = stores::expire(app, LOCAL, &mut done.pruned, &mut notes).and_then(|()| {
+            if done.pruned.removed.is_empty() {
+                return Ok(None);
+            }
+            attempt(&Databases::Named(again.clone()), clock::now()).map(Some)
+        });
+        match second {
+            Ok(Some(second)) => {
+                outcome.failed.retain(|(name, _)| !again.contains(name));
+                outcome.taken.extend(second.taken);
+                outcome.failed.extend(second.failed);
+                outcome.notices.extend(second.notices);
+            }
+            Ok(None) => {}
+            Err(error) => outcome
+                .notices
+                .push(report::failed("the second attempt", &error)),
         }
     }
     let verdict = outcome.verdict();

@@ -26,6 +26,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) prepare: Option<&'a dyn Fn(&Path)>,
     /// Starts from the regression database instead of an empty cluster.
     pub(crate) regression: bool,
+    /// Variables of the server process.
+    pub(crate) environment: &'a [(&'a str, &'a str)],
 }
 
 /// A running server.
@@ -277,6 +279,7 @@ fn server_command(major: u32, directory: &TempDir, port: u16, setup: &Setup) -> 
     for setting in usual.into_iter().chain(wanted) {
         command.arg("-c").arg(setting);
     }
+    command.envs(setup.environment.iter().copied());
     command
 }
 
@@ -299,6 +302,11 @@ fn supervise(server: &Command, directory: &TempDir) -> Child {
         .current_dir("/")
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
+        .envs(
+            server
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
         // Ctrl-C in the terminal must end the tests, not the clean-up after them.
         .process_group(0)
         .stdin(Stdio::piped())

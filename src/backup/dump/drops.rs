@@ -36,6 +36,13 @@ const RESOLVE: &str = include_str!("sql/drop_resolve.sql");
 const CHECK: &str = include_str!("sql/drop_check.sql");
 const DROP: &str = include_str!("sql/drop.sql");
 
+/// They are the target's own, so they stay; but what they do to rights must not go unseen.
+const DEFAULT_RIGHTS: &[u8] = b"DO $pgark$ BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_default_acl d JOIN pg_catalog.pg_roles r \
+    ON r.oid = d.defaclrole WHERE r.rolname = current_user) THEN\n  \
+    RAISE WARNING 'default privileges of % in this database apply to what is restored: its rights may be wider than they were', \
+    current_user USING HINT = 'restore into a new database (pgark restore), or compare the rights afterwards';\n\
+    END IF; END $pgark$;\n";
+
 /// Writes the drop block for the objects of `toc`; `holder` sees the dump's snapshot.
 ///
 /// # Errors
@@ -64,6 +71,7 @@ pub(super) fn block(holder: &mut Client, toc: &Toc) -> Result<Vec<u8>> {
         sql.extend_from_slice(b"DROP TABLE pg_temp.pgark_objects;\n");
     }
     sql.extend(large_objects(toc));
+    sql.extend_from_slice(DEFAULT_RIGHTS);
     Ok(sql)
 }
 

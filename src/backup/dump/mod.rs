@@ -20,6 +20,7 @@ mod schema;
 mod script;
 mod snapshot;
 mod toc;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +100,7 @@ fn is_changed_table(error: &Error) -> bool {
     matches!(error.sqlstate.as_deref(), Some("42703" | "42P01" | "3F000"))
 }
 
+/// The backup's moment is asked for when its snapshot stands: nothing in it is younger.
 fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Manifest> {
     let (mut snapshot, schema, hook) = read_schema(target, options, run)?;
     let version_num = snapshot.holder.server_version_num();
@@ -109,7 +111,7 @@ fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Ma
 
     let database = target.database().to_owned();
     let make = |time| BackupId::dump(&database, time);
-    let (id, started_at) = commit::free_id(run.store, &make, options.started_at)?;
+    let (id, started_at) = commit::free_id(run.store, &make, crate::clock::now())?;
     (run.announce)(&id)?;
     let (artefact, index) = commit::begin(run.store, &id, options.codec)?;
     let writer = ArtefactWriter::start(
@@ -232,6 +234,7 @@ fn read_schema(
             &encoding,
             &snapshot.id,
             &server_options,
+            options.lock_timeout,
             run.cancel,
         ) {
             Ok(schema) => return Ok((snapshot, schema, hook)),
@@ -251,12 +254,15 @@ fn read_schema(
 
 /// Options for pg_dump's session, where the role or the database has settings that pg_dump leaves
 /// alone, and under which it would write literals that mean something else in every other
-/// session, ours at restore included: strings with escapes, amounts of money in a local form.
+/// session, ours at restore included: strings with escapes, amounts of money in a local form. None
+/// where none is needed: some poolers refuse options.
 fn fixed_settings(holder: &mut Client) -> Result<String> {
     let rows = holder.query(
         "SELECT coalesce(pg_catalog.string_agg('-c ' || name || '=' || fixed, ' '), '') \
          FROM pg_catalog.pg_settings JOIN (VALUES ('standard_conforming_strings', 'on'), ('lc_monetary', 'C')) \
-         AS f (name, fixed) USING (name) WHERE reset_val <> fixed",
+         AS f (name, fixed) USING (name) WHERE reset_val <> fixed AND (name <> 'lc_monetary' OR EXISTS (\
+           SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid WHERE a.attrelid >= 16384 \
+           AND 'pg_catalog.money'::pg_catalog.regtype IN (t.oid, t.typelem, t.typbasetype)))",
     )?;
     rows.first()
         .map_or(Ok(""), |row| row.str(0))
@@ -389,7 +395,7 @@ pub fn take_globals(
     let envelope = Envelope::new(version_num)?;
     let globals = globals::read(&program, &client.pinned(), can_read, &envelope, run.cancel)?;
 
-    let (id, started_at) = commit::free_id(run.store, &BackupId::globals, options.started_at)?;
+    let (id, started_at) = commit::free_id(run.store, &BackupId::globals, crate::clock::now())?;
     (run.announce)(&id)?;
     let (artefact, index) = commit::begin(run.store, &id, options.codec)?;
     let writer =

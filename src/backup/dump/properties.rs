@@ -114,7 +114,7 @@ fn block(holder: &mut Client) -> Result<Vec<u8>> {
         body.extend_from_slice(b"  BEGIN ");
         body.extend(statement);
         body.extend_from_slice(
-            b"; EXCEPTION WHEN insufficient_privilege OR undefined_object THEN \
+            b"; EXCEPTION WHEN OTHERS THEN \
             RAISE WARNING 'a property of the database was not restored: %', SQLERRM; END;\n",
         );
     }
@@ -159,6 +159,14 @@ fn settings(
     on_database: &OnDatabase<'_>,
 ) -> Result<()> {
     statements.push(on_database(b"ALTER DATABASE ", b" RESET ALL"));
+    // Of every role, whichever the target knows.
+    statements.push(
+        b"FOR old IN SELECT setrole AS grantee FROM pg_catalog.pg_db_role_setting s, pg_catalog.pg_database d \
+          WHERE d.oid = s.setdatabase AND d.datname = pg_catalog.current_database() AND s.setrole <> 0 LOOP \
+          EXECUTE 'ALTER ROLE ' || pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(old.grantee)) \
+            || ' IN DATABASE ' || me || ' RESET ALL'; END LOOP"
+            .to_vec(),
+    );
     for row in holder.query(
         "SELECT CASE WHEN s.setrole = 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(s.setrole) END, \
          pg_catalog.unnest(s.setconfig) FROM pg_catalog.pg_db_role_setting s \

@@ -33,6 +33,17 @@ const OBJECTS_PER_TASK: usize = 256;
 const ROW_SECURITY_HINT: &str = "row security would hide rows from the dump: \
     ALTER ROLE … BYPASSRLS for the backup's role, or dump as the table's owner";
 
+/// What the server says of a row that is longer than 1 GB as text.
+const TOO_LONG: [&str; 2] = ["enlarge string buffer", "invalid memory alloc request size"];
+
+fn too_long_hint(table: &[u8]) -> String {
+    format!(
+        "a row of it is longer than 1 GB as text (a bytea doubles), which PostgreSQL cannot send; this names it: \
+         SELECT ctid, pg_column_size(t.*) FROM {} t ORDER BY 2 DESC LIMIT 5",
+        String::from_utf8_lossy(table)
+    )
+}
+
 /// Rows and raw bytes of one table.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Count {
@@ -250,9 +261,12 @@ impl<'a> Work<'a> {
                 self.copy_rows(client, entry, table, *range)
                     .map_err(|error| {
                         let forbidden = error.is_sqlstate("42501");
+                        let too_long = TOO_LONG.iter().any(|words| error.fact.contains(words));
                         let error = error.context(name());
                         if forbidden {
                             error.hint(ROW_SECURITY_HINT)
+                        } else if too_long {
+                            error.hint(too_long_hint(&table.quoted))
                         } else {
                             error
                         }

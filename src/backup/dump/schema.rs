@@ -10,8 +10,10 @@
 
 use std::io::{BufReader, Read};
 use std::process::Stdio;
+use std::time::Duration;
 
 use super::toc::Toc;
+use super::watch::Watch;
 use crate::cancel::Token;
 use crate::error::{Error, Result};
 use crate::postgres::Target;
@@ -46,35 +48,21 @@ pub(super) fn read(
     encoding: &str,
     snapshot: &str,
     server_options: &str,
+    lock_timeout: Duration,
     cancel: &Token,
 ) -> std::result::Result<Schema, Refusal> {
-    let start = || -> Result<(Child, PassFile)> {
-        let passfile = PassFile::create(target.passfile_line())?;
-        let mut command = program.command();
-        command
-            .args([
-                "--format=custom",
-                "--compress=0",
-                "--no-password",
-                "--snapshot",
-                snapshot,
-            ])
-            .arg(format!("--lock-wait-timeout={LOCK_WAIT_MS}"))
-            .arg(format!("--encoding={encoding}"))
-            .arg(format!(
-                "--dbname={}",
-                target.conninfo_with(Some(passfile.path()), server_options)
-            ))
-            .stdout(Stdio::piped());
-        Ok((Child::spawn("pg_dump", &mut command)?, passfile))
-    };
-    let (mut child, passfile) = start().map_err(Refusal::Failed)?;
+    // Names the session to the watch.
+    let name = format!("pgark {snapshot}");
+    let (mut child, passfile) = start(program, target, encoding, snapshot, server_options, &name)
+        .map_err(Refusal::Failed)?;
     let hook = cancel.on_cancel(child.killer());
     let Some(stdout) = child.take_stdout() else {
         return Err(Refusal::Failed(Error::failed("pg_dump has no output")));
     };
+    let watch = Watch::start(target.clone(), name, lock_timeout, child.killer());
     let mut stdout = BufReader::new(stdout);
     let toc = Toc::read(&mut stdout);
+    let blocked = watch.end();
     let at_end = toc.is_ok() && stdout.read(&mut [0]).is_ok_and(|bytes| bytes == 0);
     drop((stdout, hook));
     // Ended on purpose: the rest of its output would be data. Unless it already came to its
@@ -93,10 +81,13 @@ pub(super) fn read(
             if let Err(interrupted) = cancel.check() {
                 return Err(Refusal::Failed(interrupted));
             }
+            if let Some(blocked) = blocked {
+                return Err(Refusal::Failed(blocked));
+            }
             let said = stderr.trim().replace('\n', "; ");
             let fact = if said.is_empty() { error.fact } else { said };
             let failure = Error::failed(format!("pg_dump ({status}): {fact}"));
-            if stderr.contains("lock timeout") || stderr.contains("could not obtain lock") {
+            if BLOCKED.iter().any(|words| stderr.contains(words)) {
                 Err(Refusal::Blocked(failure))
             } else {
                 Err(Refusal::Failed(failure))
@@ -105,7 +96,48 @@ pub(super) fn read(
     }
 }
 
-/// The warnings among pg_dump's messages, without its name; details stay with their warning.
+fn start(
+    program: &Program,
+    target: &Target,
+    encoding: &str,
+    snapshot: &str,
+    server_options: &str,
+    name: &str,
+) -> Result<(Child, PassFile)> {
+    let passfile = PassFile::create(target.passfile_line())?;
+    let mut command = program.command();
+    command.env("PGAPPNAME", name);
+    command
+        .args([
+            "--format=custom",
+            "--compress=0",
+            "--no-password",
+            "--snapshot",
+            snapshot,
+        ])
+        .arg(format!("--lock-wait-timeout={LOCK_WAIT_MS}"))
+        .arg(format!("--encoding={encoding}"))
+        .arg(format!(
+            "--dbname={}",
+            target.conninfo_with(Some(passfile.path()), server_options)
+        ))
+        .stdout(Stdio::piped());
+    Ok((Child::spawn("pg_dump", &mut command)?, passfile))
+}
+
+/// What pg_dump says when somebody came between our locks and its own: it waits for a lock under
+/// `statement_timeout`, and looks at views and functions that may be gone.
+const BLOCKED: [&str; 6] = [
+    "lock timeout",
+    "statement timeout",
+    "could not obtain lock",
+    "deadlock detected",
+    "could not open relation with OID",
+    "cache lookup failed",
+];
+
+/// The warnings among pg_dump's messages, without its name; details stay with their warning. What
+/// the server warns about (a collation's version) leaves nothing out.
 fn warnings(stderr: &str) -> Vec<String> {
     let mut warnings: Vec<String> = Vec::new();
     for line in stderr.lines().filter(|line| !line.trim().is_empty()) {
@@ -113,13 +145,17 @@ fn warnings(stderr: &str) -> Vec<String> {
             .strip_prefix("pg_dump: ")
             .or_else(|| line.strip_prefix("pg_dumpall: "))
             .unwrap_or(line);
+        let of_server = ["WARNING:", "NOTICE:", "DETAIL:", "HINT:"];
+        if of_server.iter().any(|start| line.starts_with(start)) {
+            continue;
+        }
         match (text.strip_prefix("warning: "), warnings.last_mut()) {
             (Some(warning), _) => warnings.push(warning.to_owned()),
             (None, Some(last)) => {
                 last.push(' ');
                 last.push_str(text.trim());
             }
-            (None, None) => warnings.push(text.to_owned()),
+            (None, None) => {}
         }
     }
     warnings
@@ -131,6 +167,7 @@ mod tests {
     fn details_stay_with_their_warning() {
         let text = "pg_dump: warning: there are circular foreign-key constraints on this table:\n\
                     pg_dump: detail: employee\npg_dump: hint: use --disable-triggers\n\
+                    WARNING:  database \"x\" has a collation version mismatch\nHINT:  Rebuild all objects\n\
                     pg_dump: warning: subscriptions not dumped because current user is not a superuser\n";
         assert_eq!(
             super::warnings(text),

@@ -53,7 +53,7 @@ impl Envelope {
         let about = about.replace(char::is_control, " ");
         format!(
             "\\if true\n-- pgark: {about}\n-- Restore: gunzip -c FILE | psql -X -d DATABASE  (zstd -dc for .zst)\n\
-             \\set ON_ERROR_STOP on\n{}\n",
+             \\set ON_ERROR_STOP on\n\\set AUTOCOMMIT on\n{}\n",
             self.line("restrict")
         )
         .into_bytes()

@@ -79,19 +79,20 @@ pub(super) fn prepare_session(client: &mut Client) -> Result<()> {
 /// Those of the connection.
 pub(super) fn join(target: &Target, id: &str) -> Result<Client> {
     let mut client = Client::connect(target)?;
-    prepare_session(&mut client)?;
     enter(&mut client, id)?;
     Ok(client)
 }
 
-/// (Re-)enters the snapshot's transaction on a prepared connection.
+/// (Re-)enters the snapshot's transaction. Its settings are made inside, so that they hold
+/// exactly as long.
 ///
 /// # Errors
 /// Those of the connection.
 pub(super) fn enter(client: &mut Client, id: &str) -> Result<()> {
     client.execute(format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT '{id}'"
-    ))
+    ))?;
+    prepare_session(client)
 }
 
 /// Takes a snapshot with every table locked and unchanged.
@@ -129,8 +130,8 @@ fn attempt(target: &Target, lock_timeout: Duration, cancel: &Token) -> Result<At
     // Waiting for somebody's lock may take as long as `lock_timeout`; a signal ends it.
     let canceller = holder.canceller();
     let _hook = cancel.on_cancel(move || canceller.close());
-    prepare_session(&mut holder)?;
     holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")?;
+    prepare_session(&mut holder)?;
     // Sizes are asked for with a lock too, so the bound is set before the first look.
     holder.execute(format!("SET lock_timeout = {}", lock_timeout.as_millis()))?;
     let tables = match read_tables(&mut holder) {
@@ -161,13 +162,16 @@ fn attempt(target: &Target, lock_timeout: Duration, cancel: &Token) -> Result<At
 /// now means another table, which then got the lock (two renames that swap a table). Both
 /// functions look at the present, not through the snapshot.
 fn changed_tables(holder: &mut Client, tables: &[Table]) -> Result<Vec<String>> {
-    let rows = holder.query(
+    // Of ours only: another's schema may be closed to this role.
+    let oids: Vec<String> = tables.iter().map(|table| table.oid.to_string()).collect();
+    let rows = holder.query(format!(
         "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind IN ('r', 'p') AND c.oid >= 16384 AND c.relpersistence <> 't' \
+         WHERE c.oid = ANY ('{{{}}}'::oid[]) \
          AND ((c.relfilenode <> 0 AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid)) \
          OR c.oid IS DISTINCT FROM pg_catalog.to_regclass(\
            pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)))",
-    )?;
+        oids.join(",")
+    ))?;
     let changed: HashSet<u32> = rows.iter().filter_map(|row| row.get(0).ok()).collect();
     let names = tables.iter().filter(|table| changed.contains(&table.oid));
     Ok(names

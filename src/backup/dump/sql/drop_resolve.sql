@@ -25,14 +25,15 @@ BEGIN
   END LOOP;
   DELETE FROM pg_temp.pgark_objects WHERE object IS NULL;
   -- Event triggers first (they would fire), tables before their sequences and indexes,
-  -- extensions and schemas last.
+  -- extensions and schemas last. The later one of two tables first: partitions before their
+  -- parent, whose CASCADE would take the locks of all at once.
   UPDATE pg_temp.pgark_objects p SET place = r.place FROM (
     SELECT q.n, pg_catalog.row_number() OVER (ORDER BY CASE q.type
         WHEN 'event trigger' THEN 0 WHEN 'subscription' THEN 1 WHEN 'publication' THEN 2
         WHEN 'extension' THEN 7 WHEN 'schema' THEN 8
         ELSE CASE WHEN c.relkind IN ('r', 'p', 'f') THEN 3 WHEN c.relkind IN ('v', 'm', 'S', 'g') THEN 4
                   WHEN c.relkind IS NULL THEN 5 ELSE 6 END
-      END, q.n) AS place
+      END, CASE WHEN c.relkind IN ('r', 'p', 'f') THEN -q.n ELSE q.n END) AS place
     FROM pg_temp.pgark_objects q LEFT JOIN pg_catalog.pg_class c
       ON q.class = 'pg_catalog.pg_class'::pg_catalog.regclass AND c.oid = q.object) r
   WHERE p.n = r.n;
