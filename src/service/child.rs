@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
+use super::keeper;
 use super::log::Log;
 use crate::config::{Environment, SECRETS_ON_STDIN};
 use crate::error::{Context, Result};
@@ -32,7 +33,8 @@ impl Run {
         ended: Sender<()>,
     ) -> Result<Run> {
         let program = std::env::current_exe().context(|| "cannot find pgark itself".to_owned())?;
-        let (plain, secret) = environment.split();
+        // Root may have met a changed file of secrets.
+        let (plain, secret) = keeper::refreshed(environment).split();
         let mut command = Command::new(program);
         command
             .args(arguments)
