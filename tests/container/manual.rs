@@ -7,9 +7,6 @@ use std::path::PathBuf;
 
 use crate::support::project;
 
-/// Whether pgark can use S3. **The one line to change when it can.**
-pub(super) const S3_READY: bool = false;
-
 /// Every bash block of the manual, in its order and without its indentation.
 pub(super) const BLOCKS: &[&str] = &[
     "\
@@ -111,22 +108,6 @@ docker exec -i agentic-postgres-prod psql -U postgres -d agentic_db
 
 /// The name that the manual's examples use.
 pub(super) const EXAMPLE: &str = "backup_agentic_db_20250122_020015";
-
-/// What of a block runs without S3: the lines that do not use it. None: nothing of it.
-pub(super) fn without_s3(block: &str) -> Option<String> {
-    let uses_s3 = |line: &&str| {
-        line.starts_with("aws ")
-            || line.starts_with("export AWS_")
-            || line.starts_with("export BACKUP_S3_BUCKET")
-            || line.starts_with("S3_BUCKET=production")
-    };
-    let lines: Vec<&str> = block.lines().filter(|line| !uses_s3(line)).collect();
-    let is_command = |line: &&str| !line.is_empty() && !line.starts_with('#');
-    lines
-        .iter()
-        .any(is_command)
-        .then(|| lines.join("\n") + "\n")
-}
 
 /// The manual's text, where it is.
 fn text() -> Option<String> {

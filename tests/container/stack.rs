@@ -37,8 +37,12 @@ fn obstacle() -> Option<String> {
     if !works("docker", &["info"]) {
         return Some("no Docker engine answers (docker info)".to_owned());
     }
-    if !works("docker-compose", &["version"]) {
-        return Some("there is no docker-compose".to_owned());
+    for program in ["docker-compose", "aws"] {
+        if !works(program, &["--version"]) {
+            return Some(format!(
+                "there is no {program}; scripts/setup.sh test installs it"
+            ));
+        }
     }
     if !cache().join("docker/base.tar").exists() {
         return Some("there is no base image; scripts/setup.sh test makes one".to_owned());
@@ -114,8 +118,8 @@ fn build() {
     let built = Path::new(env!("CARGO_BIN_EXE_pgark"));
     let script = format!(
         "cp -r {from}/Dockerfile {from}/.dockerignore {from}/docker . && {{ strip -o pgark {built} 2>/dev/null || cp {built} pgark; }}
-         docker build -q --label {LABEL} --target prebuilt --build-arg BASE={BASE} -t {IMAGE} .
-         docker build -q --label {LABEL} --build-arg BASE={BASE} -t {POSTGRES} -f {from}/tests/container/postgres.Dockerfile {from}/tests/container",
+         docker build -q --label {LABEL} --target prebuilt --build-arg http_proxy --build-arg https_proxy --build-arg BASE={BASE} -t {IMAGE} .
+         docker build -q --label {LABEL} --build-arg http_proxy --build-arg https_proxy --build-arg BASE={BASE} -t {POSTGRES} -f {from}/tests/container/postgres.Dockerfile {from}/tests/container",
         from = project().display(),
         built = built.display(),
     );
