@@ -88,6 +88,13 @@ packages_test() {
     need locales /usr/share/i18n/locales/de_DE
     need pgbouncer /usr/sbin/pgbouncer
     need libfaketime "/usr/lib/*/faketime/libfaketime.so.1"
+    if have_engine; then
+        need debootstrap debootstrap
+        need docker-compose docker-compose
+        need awscli aws
+    else
+        say "no Docker engine answers root here: the tests of the image will be left out"
+    fi
 }
 
 # A locale in which numbers look otherwise.
@@ -306,6 +313,27 @@ build_regress() { # <major>
     say "the regression database of PostgreSQL $major holds $objects tables, views and sequences"
 }
 
+# ---- the base of the image --------------------------------------------------------------
+
+have_engine() { [ "$(id -u)" = 0 ] && docker info >/dev/null 2>&1; }
+
+have_base() { ! have_engine || [ -e "$cache/docker/base.tar" ]; }
+
+# A minimal Debian in the place of the image that the Dockerfile begins with, which the tests
+# do not pull. It has the mirror and the proxy that this machine's apt uses.
+build_base() {
+    local root=$work/base
+    say "building a minimal Debian bookworm for the tests of the image"
+    debootstrap --variant=minbase bookworm "$root" "$(mirror)" >"$work/debootstrap.log" 2>&1 ||
+        { tail -n 20 "$work/debootstrap.log" >&2; die "debootstrap fails"; }
+    apt-config dump | grep -iE '^Acquire::https?::Proxy' >"$root/etc/apt/apt.conf.d/80proxy" || true
+    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+    mkdir -p "$cache/docker"
+    tar -C "$root" --numeric-owner -cf "$work/base.tar" .
+    mv "$work/base.tar" "$cache/docker/base.tar"
+    rm -rf "$root"
+}
+
 # ---- the sub-commands -------------------------------------------------------------------
 
 # Does every part that is missing; <prefix> is a pair of functions have_<prefix>, build_<prefix>.
@@ -318,6 +346,7 @@ ensure() { # <prefix> <major>…
 finished() {
     for major in 15 17 18; do have_server $major && have_template $major || return 1; done
     for major in $regress_majors; do have_regress "$major" || return 1; done
+    have_base || return 1
     have_garage || return 1
 }
 
@@ -371,6 +400,7 @@ setup_test() {
     ensure template 15 17 18
     # shellcheck disable=SC2086 # a list of majors
     ensure regress $regress_majors
+    have_base || build_base
     have_garage || build_garage
 }
 

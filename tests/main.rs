@@ -8,6 +8,7 @@
 mod bad_luck;
 mod cli;
 mod connection;
+mod container;
 mod demo;
 mod drop_block;
 mod environment;

@@ -178,6 +178,10 @@ pub struct Status {
     #[arg(long)]
     pub exit_code: bool,
 
+    /// Ask the service that runs here (HTTP_ADDR) instead of the store: for a container's health check
+    #[arg(long, conflicts_with = "exit_code")]
+    pub probe: bool,
+
     #[command(flatten)]
     pub place: Place,
 }

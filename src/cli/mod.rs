@@ -22,13 +22,14 @@ use crate::app::App;
 use crate::cancel::Token;
 use crate::config::Environment;
 use crate::error::{Error, Result};
+use crate::service::keeper::{self, Work};
 
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
     let args = Args::parse();
     match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "pgark: {error}");
             ExitCode::from(error.kind.exit_code())
@@ -36,17 +37,30 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args) -> Result<u8> {
+    let work = match &args.verb {
+        Verb::Serve(_) => Some(Work::Serve),
+        Verb::Backup(_) => Some(Work::Write),
+        Verb::Demo(_) => None,
+        Verb::Status(verb) if verb.probe => None,
+        _ => Some(Work::Read),
+    };
+    if let Some(work) = work {
+        let environment = Environment::from_process()?;
+        if let Some(code) = keeper::enter(&args.flags(), &environment, work)? {
+            return Ok(code);
+        }
+    }
+    work_on(args).map(|()| 0)
+}
+
+fn work_on(args: &Args) -> Result<()> {
     let cancel = Token::new();
     watch_signals(&cancel)?;
     if let Verb::Demo(demo) = &args.verb {
         return demo::demo(demo, &args.global, &cancel);
     }
-    let app = App::new(
-        &args.flags(),
-        Environment::from_process()?.add_secrets(std::io::stdin())?,
-        cancel,
-    )?;
+    let app = App::new(&args.flags(), keeper::environment()?, cancel)?;
     for warning in &app.config.warnings {
         note(&format!("warning: {warning}"));
     }

@@ -12,6 +12,7 @@ use crate::catalog::list::{self, State};
 use crate::config::Databases;
 use crate::error::{Error, Result};
 use crate::prune::{self, Pruned};
+use crate::service::crontab;
 use crate::service::health::{self, Health};
 use crate::service::http::{self, Pulse};
 use crate::service::log::Log;
@@ -21,7 +22,8 @@ use crate::store::Store;
 use crate::units::ByteSize;
 
 pub(super) fn serve(app: App, _verb: &Serve) -> Result<()> {
-    let log = Log::new(&app.config.service.log_format);
+    let service = &app.config.service;
+    let log = Log::new(&service.log_format).with_file(service.log_file.as_deref());
     let schedule = app.schedule()?;
     let databases = app.databases()?;
     let store = app.store(None)?;
@@ -34,6 +36,7 @@ pub(super) fn serve(app: App, _verb: &Serve) -> Result<()> {
         describe(&databases),
         store.describe()
     ));
+    show_place(log, &app);
     greet(log, store)?;
     let dir = app.config.dir.clone();
     let health = Health::new(
@@ -77,6 +80,28 @@ fn describe(databases: &Databases) -> String {
         Databases::All => "every database".to_owned(),
         Databases::Named(names) if names.len() == 1 => format!("database {}", names[0]),
         Databases::Named(names) => format!("databases {}", names.join(", ")),
+    }
+}
+
+/// Shows the schedule as a crontab where that is asked for, and says as whom the work is done.
+fn show_place(log: Log, app: &App) {
+    let service = &app.config.service;
+    if let Some(path) = &service.crontab_file
+        && let Err(error) = crontab::write(path, &service.schedule, service.zone.as_deref())
+    {
+        log.warn(&error.fact);
+    }
+    if !app.config.runs_as_owner {
+        return;
+    }
+    let dir = app.config.dir.display();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    if uid.is_root() {
+        log.warn(&format!(
+            "works as root: {dir} is root's and not empty; `chown -R 10001:10001` of it, or of the directory that is mounted there, ends that"
+        ));
+    } else {
+        log.info(&format!("works as user {uid}, group {gid}"));
     }
 }
 
@@ -195,6 +220,10 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global) -> Result<()> {
 }
 
 pub(super) fn status(app: &App, verb: &Status, global: &Global) -> Result<()> {
+    if verb.probe {
+        let answer = http::probe(&app.config.service.http_addr)?;
+        return print(&format!("{answer}\n"));
+    }
     let (store, catalog) = app.catalog(global.store.as_deref())?;
     let status = health::judge(
         &app.databases()?,

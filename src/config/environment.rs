@@ -67,6 +67,30 @@ impl Environment {
         Ok(self)
     }
 
+    /// Beside the variables, what the files hold that they name: for a process that may not
+    /// read them itself. A file that cannot be had is left to that process, which says so.
+    #[must_use]
+    pub fn with_files(mut self) -> Self {
+        for variable in VARIABLES {
+            let named = variable.spellings().filter_map(|name| {
+                let path = self.get(&format!("{name}_FILE"))?;
+                Some(path.to_owned())
+            });
+            let paths: Vec<String> = named
+                .chain(variable.default_file.map(str::to_owned))
+                .collect();
+            for path in paths {
+                if let Some(text) = read_bounded(&path)
+                    .ok()
+                    .and_then(|bytes| String::from_utf8(bytes).ok())
+                {
+                    self.0.insert(format!("{FILE_PREFIX}{path}"), text);
+                }
+            }
+        }
+        self
+    }
+
     /// The variables without secrets, and those that are or may hold one.
     #[must_use]
     pub fn split(&self) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
@@ -116,6 +140,9 @@ impl fmt::Debug for Environment {
 /// Set for a run of the service: its secrets come on stdin.
 pub const SECRETS_ON_STDIN: &str = "PGARK_SECRETS_ON_STDIN";
 
+/// Before the path of a file whose content stands among the variables.
+const FILE_PREFIX: &str = "file:";
+
 /// Whether a child must not have it: our own secrets, libpq's, and what others name like one.
 fn may_hold_secret(name: &str) -> bool {
     let ours = VARIABLES.iter().filter(|variable| variable.secret);
@@ -124,6 +151,7 @@ fn may_hold_secret(name: &str) -> bool {
         .chain(["PGPASSWORD", "PGSSLPASSWORD"])
         .any(|known| known == name);
     known
+        || name.starts_with(FILE_PREFIX)
         || ["PASSWORD", "SECRET", "TOKEN", "PASSPHRASE"]
             .iter()
             .any(|word| name.ends_with(word))
@@ -237,7 +265,7 @@ pub(super) fn lookup(variable: &Variable, env: &Environment) -> Result<Option<Se
         Some((named, true)) => {
             let source = format!("{} ({})", named.source, named.text);
             Some(
-                read_file(variable, &named.text, source, true)?.ok_or_else(|| {
+                read_file(variable, env, &named.text, source, true)?.ok_or_else(|| {
                     Error::usage(format!(
                         "{} names the empty file {}",
                         named.source, named.text
@@ -252,7 +280,7 @@ pub(super) fn lookup(variable: &Variable, env: &Environment) -> Result<Option<Se
         None => match variable.default_file {
             Some(path) => {
                 let source = format!("{}_FILE ({path})", variable.name);
-                read_file(variable, path, source, false)?
+                read_file(variable, env, path, source, false)?
             }
             None => None,
         },
@@ -267,16 +295,19 @@ pub(super) fn lookup(variable: &Variable, env: &Environment) -> Result<Option<Se
 /// absent and not `explicit`.
 fn read_file(
     variable: &Variable,
+    env: &Environment,
     path: &str,
     source: String,
     explicit: bool,
 ) -> Result<Option<Setting>> {
     let refuse = |why: String| Error::usage(format!("{source}: {why}"));
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(path)
-        .and_then(|file| file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes));
-    match read {
-        Ok(_) => {}
+    let given = env.0.get(&format!("{FILE_PREFIX}{path}"));
+    let read = match given {
+        Some(text) => Ok(text.clone().into_bytes()),
+        None => read_bounded(path),
+    };
+    let bytes = match read {
+        Ok(bytes) => bytes,
         Err(error)
             if !explicit
                 && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
@@ -287,7 +318,7 @@ fn read_file(
             return Err(refuse(format!("the file cannot be read: {error}"))
                 .hint("mount the file where pgark's user can read it, or name another one"));
         }
-    }
+    };
     if bytes.len() as u64 > FILE_LEN_MAX {
         return Err(
             refuse(format!("the file is longer than {FILE_LEN_MAX} bytes"))
@@ -314,6 +345,15 @@ fn read_file(
         return Err(refuse("the file holds several lines".to_owned()).hint(hint));
     }
     Ok((!text.is_empty()).then_some(Setting { text, source }))
+}
+
+/// A file's first bytes, one more than any value may have.
+fn read_bounded(path: &str) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(FILE_LEN_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -63,6 +63,8 @@ pub struct Config {
     /// The second store.
     pub s3: Option<S3>,
     pub service: Service,
+    /// `PGARK_RUN_AS`: whether root hands its work to the owner of `dir`.
+    pub runs_as_owner: bool,
     /// For stderr, one line each, on every verb.
     pub warnings: Vec<String>,
     /// One line for `backup`: variables that are set and have no effect yet.
@@ -117,6 +119,10 @@ pub struct Service {
     pub run_timeout: Duration,
     /// `text`, `json` or `logfmt`.
     pub log_format: String,
+    /// Where the log goes as well.
+    pub log_file: Option<PathBuf>,
+    /// Where the schedule is shown as a crontab.
+    pub crontab_file: Option<PathBuf>,
 }
 
 /// Where the server is and who asks, in libpq's keywords.
@@ -142,10 +148,7 @@ pub fn load(flags: &Flags, env: &Environment) -> Result<Config> {
     refuse_config_file(flags, env, Path::new(CONFIG_FILE))?;
     let no_effect_yet = check_later(env)?;
     let (databases, databases_given) = databases(flags, env)?;
-    let dir = match &flags.dir {
-        Some(dir) => dir.clone(),
-        None => PathBuf::from(required("BACKUP_DIR", env)?.text),
-    };
+    let dir = backup_dir(flags, env)?;
     if dir.as_os_str() == "none" {
         let source = if flags.dir.is_some() {
             "--dir"
@@ -176,9 +179,29 @@ pub fn load(flags: &Flags, env: &Environment) -> Result<Config> {
         retention: retention(env)?,
         s3: s3(env)?,
         service: service(env)?,
+        runs_as_owner: runs_as_owner(env)?,
         warnings: nearest::unknown_variables(env),
         no_effect_yet,
     })
+}
+
+/// The directory of the backups, `none` for none.
+///
+/// # Errors
+/// `Usage` when the variable and its file contradict each other.
+pub fn backup_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
+    match &flags.dir {
+        Some(dir) => Ok(dir.clone()),
+        None => Ok(PathBuf::from(required("BACKUP_DIR", env)?.text)),
+    }
+}
+
+/// Whether root shall hand its work to the owner of the backups.
+///
+/// # Errors
+/// `Usage` for a malformed value.
+pub fn runs_as_owner(env: &Environment) -> Result<bool> {
+    Ok(setting("PGARK_RUN_AS", env)?.is_some())
 }
 
 /// The table's row of a name that this module knows to be there (a test walks them all).
@@ -362,6 +385,8 @@ fn service(env: &Environment) -> Result<Service> {
         run_timeout: form::duration(&required("PGARK_RUN_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(24 * 3600)),
         log_format: required("LOG_FORMAT", env)?.text,
+        log_file: setting("PGARK_LOG_PATH", env)?.map(|found| PathBuf::from(found.text)),
+        crontab_file: setting("PGARK_CRONTAB_PATH", env)?.map(|found| PathBuf::from(found.text)),
     })
 }
 

@@ -6,9 +6,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
+use super::keeper;
 use super::log::Log;
 use crate::config::{Environment, SECRETS_ON_STDIN};
 use crate::error::{Context, Result};
@@ -18,6 +21,7 @@ use crate::error::{Context, Result};
 pub struct Run {
     child: Child,
     readers: Vec<JoinHandle<()>>,
+    closing: Arc<AtomicBool>,
 }
 
 impl Run {
@@ -32,7 +36,8 @@ impl Run {
         ended: Sender<()>,
     ) -> Result<Run> {
         let program = std::env::current_exe().context(|| "cannot find pgark itself".to_owned())?;
-        let (plain, secret) = environment.split();
+        // Root may have met a changed file of secrets.
+        let (plain, secret) = keeper::refreshed(environment).split();
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -51,15 +56,24 @@ impl Run {
             // One that died already says so itself.
             let _ = stdin.write_all(&secrets);
         }
-        let mut readers = Vec::new();
+        let (mut readers, closing) = (Vec::new(), Arc::new(AtomicBool::new(false)));
         if let Some(stdout) = child.stdout.take() {
             readers.push(relay(stdout, log, None));
         }
         if let Some(stderr) = child.stderr.take() {
             // The one that every end of the process closes.
-            readers.push(relay(stderr, log, Some(ended)));
+            let closing = Arc::clone(&closing);
+            let tell = move || {
+                closing.store(true, Ordering::Relaxed);
+                let _ = ended.send(());
+            };
+            readers.push(relay(stderr, log, Some(Box::new(tell))));
         }
-        Ok(Run { child, readers })
+        Ok(Run {
+            child,
+            readers,
+            closing,
+        })
     }
 
     /// Its exit code when it is over: 128 + n for signal n.
@@ -70,6 +84,12 @@ impl Run {
             let _ = reader.join();
         }
         Some(status.code().unwrap_or(128 + status.signal().unwrap_or(0)))
+    }
+
+    /// Whether it has closed its mouth: it is over any moment.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 
     /// Asks it to end.
@@ -99,7 +119,11 @@ impl Drop for Run {
 }
 
 /// Each line becomes an event. Lines of one message hang together: `hint:` follows its fact.
-fn relay(from: impl Read + Send + 'static, log: Log, ended: Option<Sender<()>>) -> JoinHandle<()> {
+fn relay(
+    from: impl Read + Send + 'static,
+    log: Log,
+    at_end: Option<Box<dyn FnOnce() + Send>>,
+) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(from)
             .split(b'\n')
@@ -112,8 +136,8 @@ fn relay(from: impl Read + Send + 'static, log: Log, ended: Option<Sender<()>>) 
                 None => log.info(text),
             }
         }
-        if let Some(ended) = ended {
-            let _ = ended.send(());
+        if let Some(at_end) = at_end {
+            at_end();
         }
     })
 }

@@ -4,9 +4,11 @@
 //! nonsense, costs one task and no other client. `/livez` is 503 when the supervisor's loop has
 //! not turned for two minutes.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
@@ -101,6 +103,48 @@ async fn healthz(State(shared): State<Shared>) -> (StatusCode, Json<Value>) {
         .await
         .unwrap_or_else(|_| (false, json!({"healthy": false})));
     (code(healthy), Json(answer))
+}
+
+/// Asks the service at this machine's `address` whether all is well; its answer.
+///
+/// # Errors
+/// `Failed` when it is not, or nothing answers.
+pub fn probe(address: &str) -> Result<String> {
+    let silent = |error: std::io::Error| {
+        Error::failed(format!("no service answers at {address}: {error}"))
+            .hint("HTTP_ADDR must be the service's own")
+    };
+    let (host, port) = address.rsplit_once(':').unwrap_or(("", address));
+    let host = match host {
+        "" | "0.0.0.0" | "[::]" => "localhost",
+        host => host,
+    };
+    let answer = ask(&format!("{host}:{port}"), "/healthz").map_err(silent)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    if head.split(' ').nth(1) == Some("200") {
+        return Ok(body.to_owned());
+    }
+    Err(Error::failed(format!("the service is not well: {body}")))
+}
+
+fn ask(address: &str, path: &str) -> std::io::Result<String> {
+    let limit = Duration::from_secs(8);
+    let mut error = std::io::ErrorKind::AddrNotAvailable.into();
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, limit) {
+            Ok(mut stream) => {
+                stream.set_read_timeout(Some(limit))?;
+                let get =
+                    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+                stream.write_all(get.as_bytes())?;
+                let mut answer = String::new();
+                stream.take(1 << 20).read_to_string(&mut answer)?;
+                return Ok(answer);
+            }
+            Err(refused) => error = refused,
+        }
+    }
+    Err(error)
 }
 
 fn code(good: bool) -> StatusCode {

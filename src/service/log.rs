@@ -1,12 +1,19 @@
 //! The service's log: one event a line on stderr, in the form that `LOG_FORMAT` names.
 //!
 //! Invariant: an event is one line, whatever a message holds; a log that cannot be written stops
-//! nothing.
+//! nothing. A file that gets the log as well is bounded, as the journal is.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
+
+use super::journal;
+
+/// Two threads that find the file too long must not both rename it.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// How loud an event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,17 +43,32 @@ pub enum Format {
 
 /// The log; cheap to copy.
 #[derive(Debug, Clone, Copy)]
-pub struct Log(Format);
+pub struct Log {
+    format: Format,
+    file: Option<&'static Path>,
+}
 
 impl Log {
     /// `format` as `LOG_FORMAT` names it.
     #[must_use]
     pub fn new(format: &str) -> Log {
-        Log(match format {
+        let format = match format {
             "json" => Format::Json,
             "logfmt" => Format::Logfmt,
             _ => Format::Text,
-        })
+        };
+        Log { format, file: None }
+    }
+
+    /// The same, that also writes to a file. A service has one log as long as it lives, so the
+    /// path is never freed.
+    #[must_use]
+    pub fn with_file(self, path: Option<&Path>) -> Log {
+        let leak = |path: &Path| -> &'static Path { Box::leak(path.to_owned().into_boxed_path()) };
+        Log {
+            file: path.map(leak),
+            ..self
+        }
     }
 
     pub fn info(&self, message: &str) {
@@ -62,8 +84,12 @@ impl Log {
     }
 
     fn write(self, level: Level, message: &str) {
-        let line = line(self.0, level, message, crate::clock::now());
+        let line = line(self.format, level, message, crate::clock::now());
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = std::io::stderr().write_all(line.as_bytes());
+        if let Some(path) = self.file {
+            let _ = journal::append_text(path, &line);
+        }
     }
 }
 

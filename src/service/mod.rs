@@ -4,9 +4,11 @@
 //! nothing, and it reads every setting and secret anew.
 
 pub mod child;
+pub mod crontab;
 pub mod health;
 pub mod http;
 pub mod journal;
+pub mod keeper;
 pub mod log;
 pub mod notify;
 pub mod report;

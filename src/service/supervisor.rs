@@ -148,7 +148,14 @@ impl Supervisor {
             }
             let until_next = next.duration_since(clock::now());
             let pause = until_next.try_into().unwrap_or(Duration::ZERO).min(TICK);
-            let pause = if initial {
+            // Its pipe closes a moment before the process is gone.
+            let closing = [active.as_ref().map(|one| &one.run), copying.run.as_ref()]
+                .into_iter()
+                .flatten()
+                .any(Run::is_closing);
+            let pause = if closing {
+                Duration::ZERO
+            } else if initial {
                 pause.min(Duration::from_secs(2))
             } else {
                 pause

@@ -28,20 +28,26 @@ pub(crate) struct Garage {
 
 impl Garage {
     pub(crate) fn start() -> Garage {
+        Self::start_in(REGION)
+    }
+
+    /// In another region than ours.
+    pub(crate) fn start_in(region: &str) -> Garage {
         // Somebody else may take a free port before the server does.
         (0..5)
-            .find_map(|_| Self::try_start())
+            .find_map(|_| Self::try_start(region))
             .expect("no free port in five attempts")
     }
 
-    fn try_start() -> Option<Garage> {
+    fn try_start(region: &str) -> Option<Garage> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
         let directory = PathBuf::from(format!("/tmp/pgark-test-{process}-garage-{number}"));
         std::fs::create_dir(&directory).unwrap();
         let [port, rpc] = free_ports();
-        std::fs::write(directory.join("garage.toml"), config(&directory, port, rpc)).unwrap();
+        let config = config(&directory, region, port, rpc);
+        std::fs::write(directory.join("garage.toml"), config).unwrap();
         let garage = Garage {
             port,
             supervisor: supervise(&directory),
@@ -125,7 +131,7 @@ fn free_ports() -> [u16; 2] {
     sockets.map(|socket| socket.local_addr().unwrap().port())
 }
 
-fn config(directory: &Path, port: u16, rpc: u16) -> String {
+fn config(directory: &Path, region: &str, port: u16, rpc: u16) -> String {
     let directory = directory.display();
     format!(
         r#"
@@ -141,7 +147,7 @@ fn config(directory: &Path, port: u16, rpc: u16) -> String {
             rpc_public_addr = "127.0.0.1:{rpc}"
             rpc_secret = "1799bccfd7411eddcf9ebd316bc1f5287ad12a68094e1c6ac6abde7e6feae1ec"
             [s3_api]
-            s3_region = "{REGION}"
+            s3_region = "{region}"
             api_bind_addr = "127.0.0.1:{port}"
         "#
     )

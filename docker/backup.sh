@@ -1,0 +1,3 @@
+#!/bin/sh
+# The old container's command for a backup now.
+exec pgark backup "$@"
