@@ -61,58 +61,90 @@ fn every_command_of_the_old_manual_works_literally() {
     in_passing(&stack);
 }
 
+/// A block on its way: what it is, what it said, and the backups before and after it.
+struct Step<'a> {
+    block: &'a str,
+    /// Its first command.
+    first: &'a str,
+    stdout: String,
+    before: Vec<String>,
+    after: Vec<String>,
+}
+
+impl Step<'_> {
+    #[track_caller]
+    fn says(&self, words: &[&str]) {
+        for word in words {
+            let (block, stdout) = (self.block, &self.stdout);
+            assert!(stdout.contains(word), "{word:?} in {block}\n{stdout}");
+        }
+    }
+}
+
+/// A shell of a person's.
+fn person(stack: &Stack, script: &str) -> Run {
+    stack.sh(&format!("{PERSON}{script}"))
+}
+
 /// Runs one block and checks what it is for.
 fn follow(stack: &Stack, bucket: &Bucket, block: &str) {
     let first = block.lines().find(|line| !line.starts_with('#')).unwrap();
-    let person = |script: &str| stack.sh(&format!("{PERSON}{script}"));
+    if block == RESTORE {
+        return restores(stack);
+    }
+    if first.starts_with("BACKUP_SCHEDULE=") {
+        return is_accepted(block);
+    }
     let before = stack.backups(".sql.gz");
+    prepare(stack, first, &before);
+    let before = stack.backups(".sql.gz");
+    let done = person(stack, block).assert_code(0);
+    let step = Step {
+        block,
+        first,
+        stdout: done.stdout,
+        before,
+        after: stack.backups(".sql.gz"),
+    };
+    if first.starts_with("aws ") || first.starts_with("export ") || block == UP {
+        check_s3(stack, bucket, &step);
+    } else {
+        check(stack, bucket, &step);
+    }
+}
+
+/// Lays down what a block works on.
+fn prepare(stack: &Stack, first: &str, before: &[String]) {
     match first {
-        _ if block == RESTORE => {
-            restores(stack);
-            return;
+        "cd backups" | "docker run --rm \\" => lay_legacy(stack),
+        _ if first.starts_with("aws s3 cp ") => {
+            lay_legacy(stack);
+            person(stack, &Bucket::put_example()).assert_code(0);
         }
-        _ if first.starts_with("BACKUP_SCHEDULE=") => {
-            is_accepted(block);
-            return;
-        }
-        "cd backups" => lay_legacy(stack),
-        "find backups/ -name \"backup_*.sql.gz\" -mtime +7 -delete" => {
+        _ if first.starts_with("find ") => {
             // The old service's and one of pgark's.
             for name in &before[..2] {
                 let old = stack.path("backups").join(name);
                 run(Command::new("touch").args(["-d", "8 days ago"]).arg(old)).assert_code(0);
             }
         }
-        "docker run --rm \\" => lay_legacy(stack),
-        _ if first.starts_with("aws s3 cp ") => {
-            lay_legacy(stack);
-            person(&Bucket::put_example()).assert_code(0);
-        }
         _ => {}
     }
-    let done = person(block).assert_code(0);
-    let after = stack.backups(".sql.gz");
-    let says = |words: &[&str]| {
-        for word in words {
-            assert!(
-                done.stdout.contains(word),
-                "{word:?} in the output of {block}\n{}",
-                done.stdout
-            );
-        }
-    };
-    match first {
-        UP_LINE if block != UP => {
-            says(&["run done", "backup.log", &before[0]]);
+}
+
+fn check(stack: &Stack, bucket: &Bucket, step: &Step) {
+    let (before, after) = (&step.before, &step.after);
+    match step.first {
+        UP_LINE => {
+            step.says(&["run done", "backup.log", &before[0]]);
             assert_eq!(after.len(), before.len() + 1, "a manual run's backup");
         }
         "docker run --rm \\" => {
             // One came; the old service's file, of 2025, waited for it and has expired.
             assert!(!after.contains(&format!("{EXAMPLE}.sql.gz")), "{after:?}");
-            assert_eq!(after.len(), before.len() + 1, "{before:?} {after:?}");
+            assert_eq!(after.len(), before.len(), "{before:?} {after:?}");
         }
-        _ if first.starts_with("ls ") => says(&[after.last().unwrap()]),
-        "cd backups" => says(&[&format!("{EXAMPLE}.sql.gz: OK")]),
+        "cd backups" => step.says(&[&format!("{EXAMPLE}.sql.gz: OK")]),
         "docker-compose -f docker-compose.prod.yml stop api" => {
             until("the client to be gone", || stack.psql(CLIENTS) == "0");
         }
@@ -120,34 +152,21 @@ fn follow(stack: &Stack, bucket: &Bucket, block: &str) {
             until("the client to be back", || stack.psql(CLIENTS) == "1");
         }
         "docker-compose -f docker-compose.prod.yml logs -f backup" => {
-            says(&["serves: database agentic_db", "backup done: ", "sha256 "]);
+            step.says(&["serves: database agentic_db", "backup done: ", "sha256 "]);
             let log = docker(["exec", IMAGE, "cat", "/var/log/cron/backup-cron.log"]);
             assert!(log.assert_code(0).stdout.contains("is in s3://"));
         }
         "docker exec agentic-backup-prod ls -lh /backups/" => {
-            says(&[after.last().unwrap()]);
-            // The one that was taken with S3 lies there, too.
-            assert_eq!(done.stdout.matches(&bucket.newest()).count(), 8);
+            step.says(&[after.last().unwrap()]);
+            // Four files here and four in the bucket.
+            assert_eq!(step.stdout.matches(&bucket.newest()).count(), 8);
         }
-        _ if first.starts_with("aws s3 mb ") => says(&["make_bucket: agentic-platform-backups"]),
-        // What the manual leaves to its reader: real keys in the place of the examples.
-        _ if first.starts_with("export ") => Bucket::export(stack),
-        UP_LINE => {
-            until("the local backups to reach the bucket", || {
-                person(bucket::LIST).stdout.contains(before.last().unwrap())
-            });
-            docker(["exec", IMAGE, "backup.sh"]).assert_code(0);
-            bucket.holds(stack);
+        first if first.starts_with("docker exec agentic-backup-prod sh -c") => {
+            step.says(&[".sql.gz: OK"]);
         }
-        _ if first.starts_with("aws s3 ls ") => says(&[&bucket.newest()]),
-        _ if first.starts_with("aws s3 cp ") => {
-            let check = format!("sha256sum -c {EXAMPLE}.sql.gz.sha256");
-            let checked = stack.sh(&check).assert_code(0);
-            assert!(checked.stdout.contains("OK"), "{}", checked.stdout);
-        }
-        _ if first.starts_with("docker exec agentic-backup-prod sh -c") => says(&[".sql.gz: OK"]),
-        _ if first.starts_with("find ") => {
-            assert_eq!(after, before[2..]);
+        first if first.starts_with("ls ") => step.says(&[after.last().unwrap()]),
+        first if first.starts_with("find ") => {
+            assert_eq!(*after, before[2..]);
             // The bucket has it still.
             for (store, words) in [("local", "missing"), ("s3", "taken")] {
                 let list = docker(["exec", IMAGE, "pgark", "list", "--store", store]);
@@ -157,7 +176,32 @@ fn follow(stack: &Stack, bucket: &Bucket, block: &str) {
                 assert!(line.is_some_and(|line| line.contains(words)), "{list}");
             }
         }
-        _ => {}
+        first => panic!("the block that begins with {first} has no check"),
+    }
+}
+
+fn check_s3(stack: &Stack, bucket: &Bucket, step: &Step) {
+    match step.first {
+        // What the manual leaves to its reader: real keys in the place of the examples.
+        first if first.starts_with("export ") => Bucket::export(stack),
+        UP_LINE => {
+            until("the local backups to reach the bucket", || {
+                let list = person(stack, bucket::LIST);
+                list.stdout.contains(step.before.last().unwrap())
+            });
+            docker(["exec", IMAGE, "backup.sh"]).assert_code(0);
+            bucket.holds(stack);
+        }
+        first if first.starts_with("aws s3 mb ") => {
+            step.says(&["make_bucket: agentic-platform-backups"]);
+        }
+        first if first.starts_with("aws s3 ls ") => step.says(&[&bucket.newest()]),
+        first if first.starts_with("aws s3 cp ") => {
+            let check = format!("sha256sum -c {EXAMPLE}.sql.gz.sha256");
+            let checked = stack.sh(&check).assert_code(0);
+            assert!(checked.stdout.contains("OK"), "{}", checked.stdout);
+        }
+        first => panic!("the block that begins with {first} has no check"),
     }
 }
 

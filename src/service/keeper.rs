@@ -252,8 +252,8 @@ pub fn refreshed(environment: &Environment) -> Environment {
 
 /// The keeper's answer; None without a keeper.
 fn ask() -> std::io::Result<Option<String>> {
-    let mut link = LINK.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(Link { socket, number }) = link.as_mut() else {
+    let mut held = LINK.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(Link { socket, number }) = held.as_mut() else {
         return Ok(None);
     };
     *number += 1;
