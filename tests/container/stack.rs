@@ -102,7 +102,8 @@ fn sweep() {
             "ids() {{ docker \"$@\" | xargs -r echo; }}
              containers=$(ids ps -aq --filter label={LABEL}); [ -z \"$containers\" ] || docker rm -fv $containers
              networks=$(docker network ls --format '{{{{.Name}}}} {{{{.Label \"com.docker.compose.project\"}}}}' | awk '$2 ~ /^{PROJECT}/ {{print $1}}'); [ -z \"$networks\" ] || docker network rm $networks
-             volumes=$(ids volume ls -q --filter name={PROJECT}); [ -z \"$volumes\" ] || docker volume rm $volumes"
+             volumes=$(ids volume ls -q --filter name={PROJECT}); [ -z \"$volumes\" ] || docker volume rm $volumes
+             docker image prune -f --filter label={LABEL}"
         ),
     )
     .assert_code(0);
