@@ -114,7 +114,9 @@ run_pgark() { # codec
     measure dump "pgark $1" "$out/pgark" env DB_HOST="$PGHOST" DB_PORT="$PGPORT" DB_USER=postgres BACKUP_DIR="$out/pgark" \
         BACKUP_JOBS="$jobs" BACKUP_COMPRESSION="$1" PGARK_PG_BIN="$bin" "$pgark" --quiet backup --database bench
 }
-fresh() { psql -d postgres -c 'SET client_min_messages = warning' -c 'DROP DATABASE IF EXISTS target WITH (FORCE)' -c 'CREATE DATABASE target TEMPLATE template0'; }
+# Every restore makes its database itself, as pgark's does.
+fresh() { psql -d postgres -c 'SET client_min_messages = warning' -c 'DROP DATABASE IF EXISTS target WITH (FORCE)'; }
+create='"$bin/createdb" -T template0 target'
 
 for _ in $(seq "$runs"); do
     measure dump 'pg_dump | gzip; sha256sum' "$out/old.sql.gz" \
@@ -132,10 +134,10 @@ for _ in $(seq "$runs"); do
         for half in "SELECT * FROM narrow" "SELECT * FROM wide" "SELECT * FROM event" "SELECT * FROM article"; do echo "$half"; done |
         xargs -P "$jobs" -I{} "$bin/psql" -X -q -d bench -c "COPY ({}) TO STDOUT" -o /dev/null'
     fresh
-    measure restore 'gunzip | psql' - bash -c 'gunzip -c "$out/old.sql.gz" | "$bin/psql" -X -q -v ON_ERROR_STOP=1 -d target >/dev/null && "$bin/psql" -X -q -d target -c ANALYZE'
+    measure restore 'gunzip | psql' - bash -c "$create"' && gunzip -c "$out/old.sql.gz" | "$bin/psql" -X -q -v ON_ERROR_STOP=1 -d target >/dev/null && "$bin/psql" -X -q -d target -c ANALYZE'
     fresh
-    measure restore "pg_restore -j$jobs" - bash -c '"$bin/pg_restore" -j"$jobs" -d target "$out/fd" && "$bin/psql" -X -q -d target -c ANALYZE'
-    psql -d postgres -c 'DROP DATABASE target WITH (FORCE)'
+    measure restore "pg_restore -j$jobs" - bash -c "$create"' && "$bin/pg_restore" -j"$jobs" -d target "$out/fd" && "$bin/psql" -X -q -d target -c ANALYZE'
+    fresh
     measure restore "pgark restore -j$jobs" - env DB_HOST="$PGHOST" DB_PORT="$PGPORT" DB_USER=postgres BACKUP_DIR="$out/pgark" \
         PGARK_PG_BIN="$bin" "$pgark" --quiet restore latest --jobs "$jobs" --into target
     psql -At -d target -c 'SELECT count(*) FROM event' >/dev/null
