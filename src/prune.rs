@@ -65,14 +65,16 @@ pub fn plan(catalog: &Catalog, policy: &Policy, now: Timestamp) -> Plan {
         verdicts: verdicts
             .map(|(entry, decision)| {
                 let gone = entry.state == State::Missing;
-                let reason = if gone {
+                let reason = if entry.unread {
+                    "its manifest cannot be read now, which proves nothing against it".to_owned()
+                } else if gone {
                     "its artefact is gone; only its manifest is left".to_owned()
                 } else {
                     decision.to_string()
                 };
                 Verdict {
                     entry: entry.clone(),
-                    keep: decision.keep && !gone,
+                    keep: entry.unread || (decision.keep && !gone),
                     reason,
                     waits: decision
                         .reasons
@@ -147,4 +149,48 @@ pub fn apply(
         }
     }
     Ok(pruned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::local::LocalStore;
+    use crate::store::{Key, Put, put};
+
+    /// A store that fails for a moment must not cost a backup, however old.
+    #[test]
+    fn a_backup_whose_manifest_cannot_be_read_now_never_expires() {
+        let dir = std::env::temp_dir().join(format!("pgark-prune-{}", std::process::id()));
+        let store = LocalStore::open(&dir).unwrap();
+        let name = "backup_app_20200101_000000.sql.gz";
+        put(&store, &Key::new(name).unwrap(), b"x", Put::New).unwrap();
+        std::fs::write(dir.join(format!("{name}.json")), "{\"pgark_manifest\":999}").unwrap();
+        let mut catalog = crate::catalog::list::load(&store).unwrap();
+        let policy = Policy {
+            days: 1,
+            keep_daily: 0,
+            keep_weekly: 0,
+            keep_monthly: 0,
+            keep_yearly: 0,
+            keep_min: 1,
+        };
+        let now = "2025-01-22T00:00:00Z".parse().unwrap();
+        let young = Entry {
+            id: crate::units::BackupId::dump("app", now),
+            started_at: now,
+            state: State::Taken,
+            good: true,
+            unread: false,
+            ..catalog.entries[0].clone()
+        };
+        for (unread, keep) in [(true, true), (false, false)] {
+            catalog.entries.truncate(1);
+            catalog.entries[0].unread = unread;
+            catalog.entries.insert(0, young.clone());
+            let plan = plan(&catalog, &policy, now);
+            assert_eq!(plan.verdicts[1].keep, keep, "{}", plan.verdicts[1].reason);
+            catalog.entries.remove(0);
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }

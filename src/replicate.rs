@@ -61,7 +61,7 @@ pub fn pending(
 ) -> Vec<Entry> {
     let lacks = |entry: &&Entry| {
         let there = second.entries.iter().find(|there| there.id == entry.id);
-        there.is_none_or(|there| !there.good && there.state != State::Legacy)
+        there.is_none_or(|there| !there.good && !there.unread && there.state != State::Legacy)
     };
     let wanted: Vec<Entry> = first
         .entries

@@ -126,6 +126,7 @@ mod tests {
             codec: Codec::parse("gzip").unwrap(),
             encrypted: false,
             reason: None,
+            unread: false,
             started_at,
             finished_at: None,
             bytes: 7,

@@ -14,7 +14,7 @@ use super::layout::{Outcome, Part, parse_key, part_key};
 use super::legacy::check_legacy;
 use super::manifest::{FileRecord, Manifest};
 use super::state;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::store::{self, Key, Object, Store};
 use crate::units::{BackupId, BackupKind, Codec};
 
@@ -68,6 +68,9 @@ pub struct Entry {
     pub encrypted: bool,
     /// Why it is not good.
     pub reason: Option<String>,
+    /// Its manifest could not be read, which proves no damage: the store may be back tomorrow, or
+    /// the format be newer. Such a backup is neither used nor deleted nor written over.
+    pub unread: bool,
     pub started_at: Timestamp,
     pub finished_at: Option<Timestamp>,
     /// Of the artefact as stored, or as the manifest says when it is missing.
@@ -123,6 +126,7 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
             codec,
             encrypted,
             reason: None,
+            unread: false,
             started_at: id.time().unwrap_or(Timestamp::UNIX_EPOCH),
             finished_at: None,
             bytes: family.get(&Part::Artefact).map_or(0, |object| object.bytes),
@@ -208,7 +212,10 @@ fn judge(
 ) {
     let manifest = match read_manifest(store, entry) {
         Ok(manifest) => manifest,
-        Err(error) => return fail(entry, error.fact),
+        Err(error) => {
+            entry.unread = error.kind != Kind::Damage;
+            return fail(entry, error.fact);
+        }
     };
     entry.cluster.clone_from(&manifest.cluster);
     entry.database.clone_from(&manifest.database);
@@ -378,7 +385,7 @@ impl Catalog {
                     entry.good = true;
                     return Ok((entry, skipped));
                 }
-                Err(error) if error.kind == crate::error::Kind::Damage => {
+                Err(error) if error.kind == Kind::Damage => {
                     let same = |e: &&mut Entry| e.id == entry.id && e.state == State::Legacy;
                     if let Some(bad) = self.entries.iter_mut().find(same) {
                         fail(bad, error.fact);

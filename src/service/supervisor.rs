@@ -130,7 +130,8 @@ impl Supervisor {
             if self.cancel.check().is_err() {
                 break;
             }
-            self.watch(&mut active);
+            // One that met another's lock on the second store says so by its exit code alone.
+            copying.first |= self.watch(&mut active).is_some_and(|code| code != 0);
             self.copy(&mut copying, active.is_some(), &wake);
             let now = clock::now();
             // A clock that went back must not put the next run off by as much.
@@ -287,6 +288,7 @@ impl Supervisor {
         if let Some(run) = &mut copying.run {
             let Some(code) = run.exit_code() else { return };
             copying.run = None;
+            copying.first |= code != 0;
             copying.again(code == 0);
         }
         if run_under_way || Instant::now() < copying.not_before {
@@ -308,12 +310,13 @@ impl Supervisor {
     }
 
     /// Takes leave of a run that is over; asks one to end that takes too long, and then kills it.
-    fn watch(&self, active: &mut Option<Active>) {
-        let Some(one) = active else { return };
+    /// Gives the exit code of one that is over.
+    fn watch(&self, active: &mut Option<Active>) -> Option<i32> {
+        let one = active.as_mut()?;
         if let Some(code) = one.run.exit_code() {
             self.say_end(one, code);
             *active = None;
-            return;
+            return Some(code);
         }
         match one.asked_to_end {
             None if one.began.elapsed() > self.run_timeout => {
@@ -328,6 +331,7 @@ impl Supervisor {
             Some(asked) if asked.elapsed() > KILL_AFTER => one.run.kill(),
             _ => {}
         }
+        None
     }
 
     fn say_end(&self, one: &Active, code: i32) {
