@@ -1,5 +1,6 @@
 //! `pgark list`, `show`, `verify`, `cat`: what reads the store and no database.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 
 use serde_json::json;
@@ -14,7 +15,7 @@ use crate::catalog::list::{Catalog, Entry, State};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Reporter;
 use crate::store::Store;
-use crate::units::BackupKind;
+use crate::units::{BackupId, BackupKind};
 use crate::verify::{self as check};
 
 pub(super) fn list(app: &App, verb: &List, global: &Global) -> Result<()> {
@@ -48,6 +49,7 @@ pub(super) fn list(app: &App, verb: &List, global: &Global) -> Result<()> {
 fn listed(app: &App, global: &Global) -> Result<Vec<(Entry, Vec<&'static str>)>> {
     let names = app.store_names();
     let mut listed: Vec<(Entry, Vec<&'static str>)> = Vec::new();
+    let mut places: HashMap<BackupId, usize> = HashMap::new();
     for name in names {
         let wanted = global.store.as_deref();
         if wanted.is_some_and(|wanted| wanted != name) {
@@ -67,14 +69,15 @@ fn listed(app: &App, global: &Global) -> Result<Vec<(Entry, Vec<&'static str>)>>
             } else {
                 &[]
             };
-            match listed.iter_mut().find(|(known, _)| known.id == entry.id) {
-                Some((known, stores)) => {
-                    stores.extend(holds);
-                    if entry.good && !known.good {
-                        *known = entry;
-                    }
+            if let Some(place) = places.get(&entry.id) {
+                let (known, stores) = &mut listed[*place];
+                stores.extend(holds);
+                if entry.good && !known.good {
+                    *known = entry;
                 }
-                None => listed.push((entry, holds.to_vec())),
+            } else {
+                places.insert(entry.id.clone(), listed.len());
+                listed.push((entry, holds.to_vec()));
             }
         }
     }
@@ -94,7 +97,9 @@ pub(super) fn choose(
     if backup != "latest" {
         // With one cluster, its name before the id is no error.
         let id = backup.strip_prefix("main/").unwrap_or(backup);
-        return catalog.find(id).cloned();
+        let mut entry = catalog.find(id)?.clone();
+        entry.complete(store);
+        return Ok(entry);
     }
     let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
     for newer in skipped {

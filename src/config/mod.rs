@@ -19,6 +19,7 @@ pub use databases::Databases;
 pub use docs::markdown;
 pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
 pub use form::Form;
+pub use nearest::distance;
 pub use table::{Section, Since, VARIABLES, Variable};
 
 use crate::error::{Error, Result};
@@ -123,6 +124,8 @@ pub struct Service {
     pub log_file: Option<PathBuf>,
     /// Where the schedule is shown as a crontab.
     pub crontab_file: Option<PathBuf>,
+    /// `HEARTBEAT_URL`: who hears of runs that ended well.
+    pub heartbeat: Option<Secret>,
 }
 
 /// Where the server is and who asks, in libpq's keywords.
@@ -387,6 +390,7 @@ fn service(env: &Environment) -> Result<Service> {
         log_format: required("LOG_FORMAT", env)?.text,
         log_file: setting("PGARK_LOG_PATH", env)?.map(|found| PathBuf::from(found.text)),
         crontab_file: setting("PGARK_CRONTAB_PATH", env)?.map(|found| PathBuf::from(found.text)),
+        heartbeat: setting("HEARTBEAT_URL", env)?.map(|found| Secret::new(found.text)),
     })
 }
 

@@ -34,7 +34,8 @@ pub(super) fn unknown_variables(env: &Environment) -> Vec<String> {
 }
 
 /// Levenshtein's distance in bytes.
-fn distance(a: &str, b: &str) -> usize {
+#[must_use]
+pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.bytes().enumerate() {
         let mut diagonal = row[0];

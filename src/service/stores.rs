@@ -4,19 +4,23 @@
 //! meet there; whether the second store is up to date lies in a small file, which the service asks
 //! in order to try again. A crash leaves that file saying "not up to date", which it then is.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::report;
 use crate::app::{App, LOCAL, S3};
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::catalog::remains;
+use crate::catalog::{known, remains};
 use crate::clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::prune::{self, Pruned};
 use crate::replicate;
+use crate::store::Store;
 use crate::store::lock::{DirLock, Reading};
+use crate::units::BackupId;
 
 /// The second store's name, for people.
 pub const SECOND: &str = S3;
@@ -104,12 +108,24 @@ pub fn replicate(app: &App, say: &dyn Fn(&str)) -> Result<Vec<String>> {
             &app.cancel,
             say,
         )?;
+        if !copied.done.is_empty() {
+            let note = save(second.as_ref(), &list::load(second.as_ref())?);
+            if let Some(note) = note {
+                say(&note);
+            }
+        }
         copied.verdict(&second.describe())?;
         Ok(copied.done)
     };
     let result = work();
     Behind::write(&app.config.dir, result.as_ref().err())?;
     result
+}
+
+/// Leaves what was read of the manifests to those who read next; a note when that fails.
+fn save(store: &dyn Store, catalog: &Catalog) -> Option<String> {
+    let error = known::save(store, catalog).err()?;
+    Some(report::failed("summary of the catalog", &error))
 }
 
 /// What a run says when the local copy is good and the second store lacks it.
@@ -138,11 +154,14 @@ pub fn behind(error: Error) -> Error {
 pub fn expire(app: &App, name: &str, pruned: &mut Pruned, notes: &mut Vec<String>) -> Result<()> {
     let store = app.store(Some(name))?;
     let _lock = lock(app, name)?;
-    let catalog = list::load(store.as_ref())?;
+    let mut catalog = list::load(store.as_ref())?;
     let plan = prune::plan(&catalog, &app.policy(name), clock::now());
     let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());
     let applied = prune::apply(store.as_ref(), &plan, &in_use, &app.cancel)?;
     notes.extend(plan.warnings);
+    let gone: BTreeSet<&BackupId> = applied.removed.iter().map(|entry| &entry.id).collect();
+    catalog.entries.retain(|entry| !gone.contains(&entry.id));
+    notes.extend(save(store.as_ref(), &catalog));
     notes.extend(applied.stayed.iter().map(|(_, error)| error.to_string()));
     pruned.removed.extend(applied.removed);
     pruned.stayed.extend(applied.stayed);
