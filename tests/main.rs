@@ -19,6 +19,7 @@ mod kinds;
 mod leaving;
 mod many;
 mod mid_dump;
+mod misfortune;
 mod pooler;
 mod prune;
 mod round_trip;
