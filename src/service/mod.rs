@@ -14,5 +14,6 @@ pub mod log;
 pub mod notify;
 pub mod report;
 pub mod run;
+pub mod slots;
 pub mod stores;
 pub mod supervisor;
