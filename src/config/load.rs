@@ -305,6 +305,7 @@ fn service(env: &Environment) -> Result<Service> {
         run_timeout: form::duration(&required("PGARK_RUN_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(24 * 3600)),
         log_format: required("LOG_FORMAT", env)?.text,
+        heartbeat: setting("HEARTBEAT_URL", env)?.map(|found| Secret::new(found.text)),
         log_file: setting("PGARK_LOG_PATH", env)?.map(|found| PathBuf::from(found.text)),
         crontab_file: setting("PGARK_CRONTAB_PATH", env)?.map(|found| PathBuf::from(found.text)),
     })

@@ -23,6 +23,7 @@ pub use docs::markdown;
 pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
 pub use form::Form;
 pub use load::{config_path, load, root_dir, runs_as_owner};
+pub use nearest::distance;
 pub use table::{Section, Since, VARIABLES, Variable};
 
 /// What the command line gave; it wins over every variable.
@@ -148,6 +149,8 @@ pub struct Service {
     pub log_file: Option<PathBuf>,
     /// Where the schedule is shown as a crontab.
     pub crontab_file: Option<PathBuf>,
+    /// `HEARTBEAT_URL`: who hears of runs that ended well.
+    pub heartbeat: Option<Secret>,
 }
 
 /// Where the server is and who asks, in libpq's keywords.

@@ -236,7 +236,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Service, "HTTP_ADDR", Form::Listen, "Where `/livez` and `/healthz` are served.").default("127.0.0.1:8080"),
     var(Service, "WEB_PASSWORD", Form::Text, "Password of the pages.").secret().later("pages"),
     var(Service, "NOTIFY_URLS", Form::Lines, "Where to report failures.").secret().later("notifications"),
-    var(Service, "HEARTBEAT_URL", Form::Text, "Fetched after each success.").secret().later("notifications"),
+    var(Service, "HEARTBEAT_URL", Form::Url, "Fetched after each run that did all it promised: a dead man's switch such as Healthchecks or Uptime Kuma.").secret(),
     var(Service, "PGARK_LOG_PATH", Form::Path, "A file that gets the service's log as well; at 4 MiB it becomes `<name>.1`. The image sets it, so that `/var/log/cron/backup-cron.log` is there."),
     var(Service, "PGARK_CRONTAB_PATH", Form::Path, "A file in which the service shows its schedule as a crontab. The image sets it, so that `/etc/crontabs/root` is there."),
     var(Service, "PGARK_RUN_AS", Form::OneOf(&["owner"]), "`owner`: when root starts pgark, it reads the secrets as root and works as the owner of BACKUP_DIR; an empty directory of root's is given to user 10001 first, one with contents stays root's, and so does the work. The image sets it. Unset: pgark works as who started it."),
