@@ -132,6 +132,10 @@ pub struct Service {
 pub struct ConnectionSettings {
     /// Keyword and value, from `DB_*`.
     pub explicit: Vec<(String, String)>,
+    /// `DB_CONNINFO`: what `explicit` leaves open. It may hold a password.
+    pub conninfo: Option<Secret>,
+    /// `DB_SSLPASSWORD`.
+    pub key_password: Option<Secret>,
     /// Keyword and value, pgark's own.
     pub defaults: Vec<(String, String)>,
     /// From `DB_PASSWORD`, `DB_PASSWORD_FILE` or its default path.
@@ -408,7 +412,13 @@ fn connection(env: &Environment) -> Result<ConnectionSettings> {
         Some(found) => (Some(Secret::new(found.text)), Some(found.source)),
         None => (None, None),
     };
+    let secret = |name| {
+        let found = setting(name, env)?;
+        Ok::<_, Error>(found.map(|found| Secret::new(found.text)))
+    };
     Ok(ConnectionSettings {
+        conninfo: secret("DB_CONNINFO")?,
+        key_password: secret("DB_SSLPASSWORD")?,
         explicit,
         defaults,
         password,

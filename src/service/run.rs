@@ -108,7 +108,7 @@ fn take(
         Databases::Named(names) => names,
         Databases::All => &[],
     };
-    let target = app.pin(names)?;
+    let target = app.pin_when_ready(names, wanted.say)?;
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
     let tools = app.tools();
