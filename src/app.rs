@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use crate::backup::dump::Options;
 use crate::cancel::Token;
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::config::{Config, Databases, Environment, Flags, Place, S3, StoreConfig};
+use crate::config::{Among, Config, Databases, Environment, Flags, Place, S3, StoreConfig};
 use crate::error::{Error, Result};
 use crate::postgres::tools::Tools;
 use crate::postgres::{ConnInfo, Target, patience};
@@ -65,7 +65,7 @@ impl App {
     /// `shop/` before an id, where there are several clusters.
     #[must_use]
     pub fn prefix(&self) -> String {
-        self.before(self.config.is_one_of_several, "/")
+        self.before(self.config.among != Among::Alone, "/")
     }
 
     fn before(&self, wanted: bool, what: &str) -> String {
@@ -76,8 +76,7 @@ impl App {
     /// `shop: ` before a line for people, where it could be about several clusters.
     #[must_use]
     pub fn whose(&self) -> String {
-        let config = &self.config;
-        self.before(config.is_one_of_several && !config.is_chosen, ": ")
+        self.before(self.config.among == Among::Several, ": ")
     }
 
     /// An id without this cluster's name before it.

@@ -151,6 +151,25 @@ Example:
 Example:
   pgark demo            needs PostgreSQL's server programs; leaves nothing behind")]
     Demo(Demo),
+
+    /// Print what makes a shell complete pgark's words
+    #[command(after_help = "\
+Example:
+  pgark completions bash > /etc/bash_completion.d/pgark")]
+    Completions(Completions),
+
+    /// Print the manual page
+    #[command(after_help = "\
+Example:
+  pgark man | man -l -")]
+    Man,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -342,6 +361,7 @@ impl Args {
             Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
             Verb::Cat(verb) => (Some(&verb.place), None),
             Verb::Demo(verb) => (None, Some(&verb.width)),
+            Verb::Completions(_) | Verb::Man => (None, None),
         };
         flags.dir = place.and_then(|place| place.dir.clone());
         flags.jobs = width.and_then(|width| width.jobs);

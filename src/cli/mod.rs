@@ -8,6 +8,7 @@ pub mod args;
 mod backup;
 mod clusters;
 mod demo;
+mod manual;
 mod read;
 mod render;
 mod restore;
@@ -45,7 +46,7 @@ fn run(args: &Args) -> Result<u8> {
     let work = match &args.verb {
         Verb::Serve(_) => Some(Work::Serve),
         Verb::Backup(_) => Some(Work::Write),
-        Verb::Demo(_) => None,
+        Verb::Demo(_) | Verb::Completions(_) | Verb::Man => None,
         Verb::Status(verb) if verb.probe => None,
         _ => Some(Work::Read),
     };
@@ -61,8 +62,11 @@ fn run(args: &Args) -> Result<u8> {
 fn work_on(args: &Args) -> Result<()> {
     let cancel = Token::new();
     watch_signals(&cancel)?;
-    if let Verb::Demo(demo) = &args.verb {
-        return demo::demo(demo, &args.global, &cancel);
+    match &args.verb {
+        Verb::Demo(demo) => return demo::demo(demo, &args.global, &cancel),
+        Verb::Completions(verb) => return manual::completions(verb),
+        Verb::Man => return manual::man(),
+        _ => {}
     }
     let environment = keeper::environment()?;
     let apps = App::all(&args.flags(), &environment, &cancel)?;
@@ -100,7 +104,7 @@ fn work_on(args: &Args) -> Result<()> {
             let app = holding(&verb.backup, verb.database.as_deref())?;
             restore::restore(app, verb, &args.global)
         }
-        Verb::Demo(_) => Ok(()),
+        Verb::Demo(_) | Verb::Completions(_) | Verb::Man => Ok(()),
     }
 }
 

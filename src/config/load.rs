@@ -12,7 +12,7 @@ use super::file::{File, Key, Table};
 use super::stores::stores;
 use super::table::{Since, VARIABLES, Variable};
 use super::{
-    Config, ConnectionSettings, Databases, Flags, Place, Service, databases, form, nearest,
+    Among, Config, ConnectionSettings, Databases, Flags, Place, Service, databases, form, nearest,
 };
 use crate::error::{Error, Result};
 
@@ -130,8 +130,11 @@ fn one(
     };
     Ok(Config {
         cluster: cluster.name.clone(),
-        is_one_of_several: several,
-        is_chosen: flags.cluster.is_some(),
+        among: match (several, &flags.cluster) {
+            (false, _) => Among::Alone,
+            (true, None) => Among::Several,
+            (true, Some(_)) => Among::Chosen,
+        },
         environment: env.clone(),
         databases,
         databases_given,

@@ -40,15 +40,23 @@ pub struct Flags {
     pub cluster: Option<String>,
 }
 
+/// Whether a cluster has to be told from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    /// There is no other.
+    Alone,
+    /// One of several: its name stands before its ids and lines.
+    Several,
+    /// One of several, which `--cluster` named: only its ids need the name.
+    Chosen,
+}
+
 /// Everything that a run needs to know of one cluster.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The cluster's name in logs and lists.
     pub cluster: String,
-    /// Whether there are others: then its name stands before its ids and lines.
-    pub is_one_of_several: bool,
-    /// Whether `--cluster` named it: then what it says needs no name before it.
-    pub is_chosen: bool,
+    pub among: Among,
     /// The variables as this cluster sees them: the file's settings are among them.
     pub environment: Environment,
     pub databases: Databases,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::super::{Config, Databases, Environment, Flags, Place, load};
+use super::super::{Among, Config, Databases, Environment, Flags, Place, load};
 use crate::error::{Error, Kind};
 
 /// Loads a text as the file, beside these variables.
@@ -190,7 +190,7 @@ fn several_clusters_have_a_folder_each_on_every_store_and_one_has_none() {
         places(&config),
         [("local", "/backups".into()), ("s3", "b:backups/".into())]
     );
-    assert!(!config.is_one_of_several);
+    assert!(config.among == Among::Alone);
     let two = format!("{one}[[cluster]]\nname = 'c'\nfolder = '.'\n");
     let configs = read(&two, &[("S3_PREFIX", "x")]).unwrap();
     assert_eq!(
@@ -202,7 +202,7 @@ fn several_clusters_have_a_folder_each_on_every_store_and_one_has_none() {
         [("local", "/backups".into()), ("s3", "b:x".into())]
     );
     assert_eq!(configs[0].dir, PathBuf::from("/backups/a"));
-    assert!(configs.iter().all(|config| config.is_one_of_several));
+    assert!(configs.iter().all(|config| config.among == Among::Several));
     let error = read(&format!("{two}[[cluster]]\nname='d'\nfolder='a'"), &[]).unwrap_err();
     assert!(
         error.fact.contains("a and d have the same folder"),
@@ -265,7 +265,7 @@ fn a_cluster_is_chosen_by_its_name() {
     };
     let found = wanted("b").unwrap();
     assert_eq!((found.len(), found[0].jobs), (1, 9));
-    assert!(found[0].is_one_of_several && found[0].dir.ends_with("b"));
+    assert!(found[0].among == Among::Chosen && found[0].dir.ends_with("b"));
     let error = wanted("c").unwrap_err();
     assert_eq!(error.hint.as_deref(), Some("clusters: a, b"));
 }
