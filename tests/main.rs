@@ -5,7 +5,9 @@
 // Names on a store are exact.
 #![allow(clippy::case_sensitive_file_extension_comparisons)]
 
+mod anomaly;
 mod bad_luck;
+mod check;
 mod cli;
 mod connection;
 mod container;

@@ -13,7 +13,8 @@ use serde::Serialize;
 use super::layout::{Outcome, Part, parse_key, part_key};
 use super::legacy::check_legacy;
 use super::manifest::{FileRecord, Manifest};
-use super::state;
+use super::state::{self, Known};
+use crate::anomaly;
 use crate::error::{Error, Kind, Result};
 use crate::store::{self, Key, Object, Store};
 use crate::units::{BackupId, BackupKind, Codec};
@@ -34,6 +35,8 @@ pub enum State {
     Missing,
     /// Of the old service.
     Legacy,
+    /// Whole, but it holds far less than the good ones before it, and nobody accepted that.
+    Suspect,
 }
 
 impl fmt::Display for State {
@@ -45,6 +48,7 @@ impl fmt::Display for State {
             State::Failed => "failed",
             State::Missing => "missing",
             State::Legacy => "legacy",
+            State::Suspect => "suspect",
         })
     }
 }
@@ -80,6 +84,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Nothing is known against its bytes: good, or only suspect. (Not a legacy one's question.)
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.good || self.state == State::Suspect
+    }
+
     /// The name of one of its files.
     ///
     /// # Errors
@@ -134,8 +144,8 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
             sha256: None,
             id,
         };
-        let outcome = outcomes.remove(&entry.id);
-        found.push((entry, family, outcome));
+        let known = outcomes.remove(&entry.id).unwrap_or_default();
+        found.push((entry, family, known));
     }
     let mut entries = in_parallel(store, found);
     entries.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
@@ -147,17 +157,17 @@ fn examine(
     store: &dyn Store,
     mut entry: Entry,
     family: &Family<'_>,
-    outcome: Option<(Outcome, Option<String>)>,
+    known: Known,
 ) -> Option<Entry> {
     if family.contains_key(&Part::Manifest) {
-        judge(store, &mut entry, family, outcome);
+        judge(store, &mut entry, family, known);
     } else if family.contains_key(&Part::Artefact)
         && family.contains_key(&Part::Sums)
         && entry.kind == BackupKind::Dump
     {
         entry.state = State::Legacy;
         entry.good = false;
-        if let Some((Outcome::Failed, reason)) = outcome {
+        if let Some((Outcome::Failed, reason)) = known.outcome {
             fail(
                 &mut entry,
                 reason.unwrap_or_else(|| "its check failed".to_owned()),
@@ -169,7 +179,7 @@ fn examine(
     Some(entry)
 }
 
-type Found<'a> = (Entry, Family<'a>, Option<(Outcome, Option<String>)>);
+type Found<'a> = (Entry, Family<'a>, Known);
 
 /// Examines all of them, so many at once: far away, each costs a round trip.
 fn in_parallel(store: &dyn Store, found: Vec<Found<'_>>) -> Vec<Entry> {
@@ -179,10 +189,10 @@ fn in_parallel(store: &dyn Store, found: Vec<Found<'_>>) -> Vec<Entry> {
         let mut entries = Vec::new();
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some((entry, family, outcome)) = next else {
+            let Some((entry, family, known)) = next else {
                 return entries;
             };
-            entries.extend(examine(store, entry, &family, outcome));
+            entries.extend(examine(store, entry, &family, known));
         }
     };
     if threads <= 1 {
@@ -204,12 +214,7 @@ fn fail(entry: &mut Entry, reason: String) {
 }
 
 /// Decides the state of a backup that has a manifest.
-fn judge(
-    store: &dyn Store,
-    entry: &mut Entry,
-    family: &Family,
-    outcome: Option<(Outcome, Option<String>)>,
-) {
+fn judge(store: &dyn Store, entry: &mut Entry, family: &Family, known: Known) {
     let manifest = match read_manifest(store, entry) {
         Ok(manifest) => manifest,
         Err(error) => {
@@ -229,7 +234,7 @@ fn judge(
         .into_iter()
         .flatten()
         .find_map(|(part, file)| Some((part, differs(family.get(&part).copied(), file)?)));
-    match (wrong, outcome) {
+    match (wrong, known.outcome) {
         (Some((part, what)), _) => {
             fail(entry, what);
             if part == Part::Artefact && entry.artefact.is_none() {
@@ -245,7 +250,13 @@ fn judge(
         }
         (None, Some((Outcome::Verified, _))) => entry.state = State::Verified,
         (None, Some((Outcome::Proven, _))) => entry.state = State::Proven,
-        (None, None) => {}
+        // `Accepted` is no outcome of this kind.
+        (None, Some((Outcome::Accepted, _)) | None) => {}
+    }
+    if entry.good && !manifest.suspect.is_empty() && !known.accepted {
+        entry.state = State::Suspect;
+        entry.good = false;
+        entry.reason = Some(anomaly::sentence(&manifest.suspect));
     }
     entry.manifest = Some(manifest);
 }

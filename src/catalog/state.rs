@@ -1,7 +1,9 @@
-//! Outcomes of verify and drill: small files beside the manifests, which are immutable.
+//! Outcomes of verify and drill, and what a person accepted: small files beside the manifests,
+//! which are immutable.
 //!
 //! Invariant: when outcomes contradict each other (a crash between two steps), `failed` wins.
 //! So a failure is written before the good outcomes go, and goes after a good one is written.
+//! `accepted` contradicts none of them: it answers another question.
 
 use std::collections::BTreeMap;
 
@@ -43,6 +45,7 @@ pub fn record(
     let contradicted: &[Outcome] = match outcome {
         Outcome::Failed => &[Outcome::Verified, Outcome::Proven],
         Outcome::Verified | Outcome::Proven => &[Outcome::Failed],
+        Outcome::Accepted => &[],
     };
     for other in contradicted {
         store.delete(&state_key(id, *other)?)?;
@@ -61,9 +64,17 @@ pub fn forget(store: &dyn Store, id: &BackupId) -> Result<()> {
     Ok(())
 }
 
-/// The outcome that counts for each backup, with the reason of a failure.
-pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, (Outcome, Option<String>)>> {
-    let mut states = BTreeMap::new();
+/// What is known of a backup beside its manifest.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    /// The outcome that counts, with the reason of a failure.
+    pub outcome: Option<(Outcome, Option<String>)>,
+    pub accepted: bool,
+}
+
+/// What is known of each backup.
+pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, Known>> {
+    let mut states: BTreeMap<BackupId, Known> = BTreeMap::new();
     for object in store.list(STATE_FOLDER)? {
         let Some((id, outcome)) = parse_state_key(object.key.as_str()) else {
             continue;
@@ -75,10 +86,14 @@ pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, (Outcome, Opti
         } else {
             None
         };
-        let known = states.entry(id).or_insert((outcome, reason.clone()));
+        let known = states.entry(id).or_default();
+        if outcome == Outcome::Accepted {
+            known.accepted = true;
+            continue;
+        }
         // Declared in this order: verified < proven < failed.
-        if outcome > known.0 {
-            *known = (outcome, reason);
+        if known.outcome.as_ref().is_none_or(|known| outcome > known.0) {
+            known.outcome = Some((outcome, reason));
         }
     }
     Ok(states)

@@ -4,8 +4,10 @@
 //! out, and its kind alone decides the exit code. A reader that closes stdout early
 //! (`| head`) is no failure.
 
+mod accept;
 pub mod args;
 mod backup;
+mod check;
 mod demo;
 mod read;
 mod render;
@@ -66,6 +68,8 @@ fn work_on(args: &Args) -> Result<()> {
     }
     match &args.verb {
         Verb::Serve(verb) => service::serve(app, verb),
+        Verb::Check(verb) => check::check(&app, verb, &args.global),
+        Verb::Accept(verb) => accept::accept(&app, verb, &args.global),
         Verb::Prune(verb) => service::prune(&app, verb, &args.global),
         Verb::Replicate(_) => service::replicate(&app, &args.global),
         Verb::Status(verb) => service::status(&app, verb, &args.global),

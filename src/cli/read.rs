@@ -94,13 +94,23 @@ pub(super) fn choose(
     if backup != "latest" {
         // With one cluster, its name before the id is no error.
         let id = backup.strip_prefix("main/").unwrap_or(backup);
-        return catalog.find(id).cloned();
+        let entry = catalog.find(id)?;
+        if entry.state == State::Suspect {
+            let how = entry.reason.as_deref().unwrap_or_default();
+            note(&format!("warning: {} is suspect: {how}", entry.id));
+        }
+        return Ok(entry.clone());
     }
     let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
     for newer in skipped {
         let state = newer.state.to_string();
         let reason = newer.reason.as_deref().unwrap_or(&state);
-        note(&format!("passed over {}: {reason}", newer.id));
+        let suspect = if newer.state == State::Suspect {
+            "suspect: "
+        } else {
+            ""
+        };
+        note(&format!("passed over {}: {suspect}{reason}", newer.id));
     }
     Ok(entry)
 }
@@ -120,7 +130,7 @@ pub(super) fn locate(
     };
     let wanted = global.store.as_deref();
     let found = find(wanted);
-    let whole = |entry: &Entry| entry.good || entry.state == State::Legacy;
+    let whole = |entry: &Entry| entry.is_whole() || entry.state == State::Legacy;
     let good = matches!(&found, Ok((_, entry)) if whole(entry));
     if good || wanted.is_some() || app.config.s3.is_none() {
         return found;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::catalog::list::Entry;
+use crate::catalog::list::{Entry, State};
 use crate::catalog::manifest::Manifest;
 use crate::prune::Verdict;
 use crate::status::Status;
@@ -71,6 +71,10 @@ pub(super) fn entry_json(entry: &Entry, stores: &[&str]) -> Value {
     } else {
         &[]
     };
+    let manifest = entry.manifest.as_ref();
+    let suspect = manifest
+        .filter(|_| entry.state == State::Suspect)
+        .map_or(&[][..], |manifest| &manifest.suspect);
     json!({
         "id": entry.id.as_str(),
         "kind": entry.kind.to_string(),
@@ -81,12 +85,13 @@ pub(super) fn entry_json(entry: &Entry, stores: &[&str]) -> Value {
         "state": entry.state,
         "good": entry.good,
         "reason": entry.reason,
+        "suspect": suspect,
         "bytes": entry.bytes,
         "raw_bytes": entry.raw_bytes,
         "encrypted": entry.encrypted,
         "stores": stores,
         "sha256": entry.sha256,
-        "parent": entry.manifest.as_ref().and_then(|manifest| manifest.parent.as_ref()),
+        "parent": manifest.and_then(|manifest| manifest.parent.as_ref()),
     })
 }
 

@@ -11,7 +11,7 @@ use crate::catalog::legacy::check_legacy;
 use crate::catalog::list::{self, State};
 use crate::config::Databases;
 use crate::error::{Error, Result};
-use crate::prune::{self, Pruned};
+use crate::prune::Pruned;
 use crate::service::crontab;
 use crate::service::health::{self, Health};
 use crate::service::http::{self, Pulse};
@@ -170,7 +170,7 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global) -> Result<()> {
     let mut warnings = Vec::new();
     for name in names {
         let (_, catalog) = app.catalog(Some(name))?;
-        let plan = prune::plan(&catalog, &app.policy(name), crate::clock::now());
+        let plan = stores::plan(app, name, &catalog);
         if verb.dry_run {
             warnings.extend(plan.warnings);
         } else {

@@ -5,6 +5,7 @@
 //! of variables, from which parsing, `docs/configuration.md` and the "did you mean"
 //! warnings all follow. Reads files (`NAME_FILE`), writes nothing: a crash leaves nothing.
 
+mod anomaly;
 mod databases;
 mod docs;
 mod environment;
@@ -15,6 +16,7 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use anomaly::Anomaly;
 pub use databases::Databases;
 pub use docs::markdown;
 pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
@@ -60,6 +62,8 @@ pub struct Config {
     /// How long a dump waits for the lock on a table.
     pub lock_timeout: Duration,
     pub retention: Retention,
+    /// When a backup is suspect.
+    pub anomaly: Anomaly,
     /// The second store.
     pub s3: Option<S3>,
     pub service: Service,
@@ -177,6 +181,7 @@ pub fn load(flags: &Flags, env: &Environment) -> Result<Config> {
         lock_timeout: form::duration(&required("PGARK_LOCK_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(60)),
         retention: retention(env)?,
+        anomaly: Anomaly::default(),
         s3: s3(env)?,
         service: service(env)?,
         runs_as_owner: runs_as_owner(env)?,

@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::app::{App, LOCAL, S3};
-use crate::catalog::list::{self, Catalog, Entry};
+use crate::catalog::list::{self, Catalog, Entry, State};
 use crate::catalog::remains;
 use crate::clock;
 use crate::error::{Context, Error, Kind, Result};
-use crate::prune::{self, Pruned};
+use crate::prune::{self, Plan, Pruned};
 use crate::replicate;
 use crate::store::lock::{DirLock, Reading};
 
@@ -105,6 +105,12 @@ pub fn replicate(app: &App, say: &dyn Fn(&str)) -> Result<Vec<String>> {
             say,
         )?;
         copied.verdict(&second.describe())?;
+        let there = if copied.done.is_empty() {
+            there
+        } else {
+            list::load(second.as_ref())?
+        };
+        replicate::pass_on_acceptance(&here, &there, second.as_ref(), clock::now())?;
         Ok(copied.done)
     };
     let result = work();
@@ -131,6 +137,27 @@ pub fn behind(error: Error) -> Error {
     partial
 }
 
+/// A store's retention, decided. A suspect backup that only the local store has as yet keeps
+/// the others of its database in every store.
+#[must_use]
+pub fn plan(app: &App, name: &str, catalog: &Catalog) -> Plan {
+    let mut all = catalog.clone();
+    if name != LOCAL
+        && app.config.dir.is_dir()
+        && let Ok(local) = app
+            .store(Some(LOCAL))
+            .and_then(|store| list::load(store.as_ref()))
+    {
+        let there = |entry: &Entry| catalog.entries.iter().any(|known| known.id == entry.id);
+        let only_here = local.entries.into_iter();
+        all.entries
+            .extend(only_here.filter(|entry| entry.state == State::Suspect && !there(entry)));
+    }
+    let mut plan = prune::plan(&all, &app.policy(name), clock::now());
+    plan.verdicts.truncate(catalog.entries.len());
+    plan
+}
+
 /// Plans and applies a store's retention under its lock.
 ///
 /// # Errors
@@ -139,7 +166,7 @@ pub fn expire(app: &App, name: &str, pruned: &mut Pruned, notes: &mut Vec<String
     let store = app.store(Some(name))?;
     let _lock = lock(app, name)?;
     let catalog = list::load(store.as_ref())?;
-    let plan = prune::plan(&catalog, &app.policy(name), clock::now());
+    let plan = plan(app, name, &catalog);
     let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());
     let applied = prune::apply(store.as_ref(), &plan, &in_use, &app.cancel)?;
     notes.extend(plan.warnings);

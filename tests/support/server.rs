@@ -103,7 +103,8 @@ impl Server {
             assert!(taken || !log.contains("FATAL:  "), "server log:\n{log}");
             // The last line of this file is the postmaster's state.
             let state = std::fs::read_to_string(self.data_dir().join("postmaster.pid"));
-            taken || state.is_ok_and(|text| text.trim_end().ends_with("ready"))
+            let up = |text: &str| text.ends_with("ready") || text.ends_with("standby");
+            taken || state.is_ok_and(|text| up(text.trim_end()))
         });
         !taken
     }

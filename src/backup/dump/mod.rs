@@ -34,6 +34,7 @@ use self::snapshot::Snapshot;
 use self::toc::Toc;
 use crate::archive::script::{Meaning, Part, Role, Stage};
 use crate::archive::{ArtefactWriter, FrameSender, Written};
+use crate::backup::gate::Gate;
 use crate::cancel::{Hook, Token};
 use crate::catalog::commit;
 use crate::catalog::manifest::{Manifest, NamedVersion, ObjectCount, TableCount};
@@ -70,6 +71,7 @@ pub struct Run<'a> {
     pub cancel: &'a Token,
     /// Told the id before anything is written under it.
     pub announce: &'a mut dyn FnMut(&BackupId) -> Result<()>,
+    pub gate: &'a Gate<'a>,
 }
 
 /// Dumps the database that `target` names and commits the backup.
@@ -184,7 +186,7 @@ fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Ma
         warnings: schema.warnings,
         ..blank(id, &written, options, started_at)
     };
-    commit::commit(run.store, written, manifest)
+    commit::commit(run.store, written, run.gate.judged(manifest))
 }
 
 /// The script's first words.
