@@ -7,7 +7,11 @@ fn suspect(database: &str, time: Timestamp) -> Backup {
 }
 
 fn decide(backups: &[Backup]) -> Plan {
-    plan(backups, &DAYS_30, clock(night(100)))
+    let clock = Clock {
+        now: night(100),
+        confirmed: true,
+    };
+    plan(backups, &DAYS_30, clock)
 }
 
 #[test]
