@@ -262,3 +262,35 @@ fn the_second_store_gets_the_suspect_one_holds_its_own_and_is_told() {
     assert_eq!(state(&id), Some("taken".into()));
     assert!(prune().stdout.contains(&old));
 }
+
+#[test]
+fn the_files_thresholds_decide() {
+    let site = Site::new("own_limits");
+    site.backup();
+    site.server.psql(
+        "own_limits",
+        "DROP TABLE line CASCADE; DELETE FROM item WHERE id > 1000",
+    );
+    let place = crate::support::TempDir::new();
+    let with = |text: &str| {
+        let file = place.join("pgark.toml");
+        std::fs::write(&file, text).unwrap();
+        site.backup_with(|pgark| pgark.env("PGARK_CONFIG", file))
+    };
+    let lax = "[anomaly]\nrows_fall_percent = 90\nsize_fall_percent = 95\ntable_gone = false\n";
+    let strict = "[anomaly]\nrows_fall_percent = 1\nrows_min = 1\n";
+    with("[anomaly]\nrows_fall = 90\n")
+        .assert_code(2)
+        .assert_says("unknown key");
+    with("")
+        .assert_code(3)
+        .assert_says("table public.line is gone")
+        .assert_says("public.item: 3000 -> 1000");
+    with(lax).assert_code(0);
+    site.server
+        .psql("own_limits", "DELETE FROM item WHERE id > 985");
+    with(strict)
+        .assert_code(3)
+        .assert_says("public.item: 1000 -> 985 rows (-1 %)");
+    with("").assert_code(0);
+}

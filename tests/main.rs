@@ -9,6 +9,7 @@ mod anomaly;
 mod bad_luck;
 mod check;
 mod cli;
+mod clusters;
 mod connection;
 mod container;
 mod demo;

@@ -41,7 +41,7 @@ impl Service {
         }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
@@ -65,7 +65,7 @@ impl Service {
         (code, serde_json::from_str(body).unwrap_or_default())
     }
 
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.running.as_ref().unwrap().pid()
     }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::{Accept, Global};
 use super::{note, print, print_json};
-use crate::app::{App, LOCAL};
+use crate::app::App;
 use crate::backup::gate;
 use crate::catalog::layout::Outcome;
 use crate::catalog::list::{Entry, State};
@@ -24,7 +24,7 @@ struct Done {
     /// The backup that was named, as the first store that has it knows it.
     known: Option<Entry>,
     unknown: Option<Error>,
-    /// Why the second store was not told.
+    /// Why another store was not told.
     away: Option<Error>,
 }
 
@@ -33,12 +33,11 @@ pub(super) fn accept(app: &App, verb: &Accept, global: &Global) -> Result<()> {
         Some(name) => vec![name],
         None => app.store_names(),
     };
-    // With one cluster, its name before the id is no error.
-    let id = verb.backup.strip_prefix("main/").unwrap_or(&verb.backup);
+    let id = app.own_id(&verb.backup);
     let mut done = Done::default();
     for name in names {
         match accept_in(app, name, id, &mut done) {
-            Err(error) if name != LOCAL && global.store.is_none() => done.away = Some(error),
+            Err(error) if name != app.first() && global.store.is_none() => done.away = Some(error),
             result => result?,
         }
     }
@@ -62,7 +61,7 @@ pub(super) fn accept(app: &App, verb: &Accept, global: &Global) -> Result<()> {
         return Ok(());
     };
     let fact = format!(
-        "accepted here, but the second store was not told: {}",
+        "accepted here, but another store was not told: {}",
         error.fact
     );
     Err(Error::new(Kind::Partial, fact).hint("the next run, or pgark replicate, tells it there"))

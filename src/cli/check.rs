@@ -7,35 +7,39 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::args::{Check, Global};
-use super::{print, print_json};
-use crate::app::{App, LOCAL, S3};
+use super::args::Global;
+use super::clusters::Out;
+use super::print;
+use crate::app::App;
 use crate::catalog::list::{self, Catalog};
 use crate::check::server::Facts;
 use crate::check::{Finding, How, Level, database, server, store, worst};
-use crate::config::Databases;
+use crate::config::{Databases, Place};
 use crate::error::{Error, Result};
 use crate::postgres::{Client, Target};
 use crate::service::stores::Behind;
 
-pub(super) fn check(app: &App, _verb: &Check, global: &Global) -> Result<()> {
+pub(super) fn check(app: &App, global: &Global, out: &mut Out<'_>) -> Result<()> {
     let wanted = global.store.as_deref();
-    if let Some(name) = wanted.filter(|name| !app.store_names().contains(name)) {
-        app.store(Some(name))?;
-    }
+    app.check_store(wanted)?;
     let (mut findings, seen) = of_server(app)?;
     app.cancel.check()?;
-    if wanted.is_none_or(|name| name == LOCAL) {
-        findings.extend(of_directory(app, &seen));
+    let stores = app.config.stores.iter();
+    for one in stores.filter(|one| wanted.is_none_or(|name| name == one.name)) {
+        match &one.place {
+            Place::Local(dir) => findings.extend(of_directory(app, &one.name, dir, &seen)),
+            Place::S3(_) => findings.extend(of_bucket(app, &one.name)),
+        }
+        app.cancel.check()?;
     }
-    if wanted.is_none_or(|name| name == S3) && app.config.s3.is_some() {
-        findings.extend(of_bucket(app));
-    }
-    app.cancel.check()?;
     let level = worst(&findings);
     if global.json {
-        print_json(&json!({"level": level, "findings": findings}))?;
+        out.json(json!({"level": level, "findings": findings}));
     } else {
+        let cluster = app.whose();
+        if !cluster.is_empty() {
+            print(&format!("cluster {cluster}\n"))?;
+        }
         print(&page(&findings))?;
     }
     if level < Level::Fail {
@@ -169,41 +173,43 @@ fn secrets(app: &App) -> Option<Finding> {
     Some(finding.command(format!("chmod 0600 '{shown}'")))
 }
 
-fn of_directory(app: &App, seen: &Seen) -> Vec<Finding> {
-    let dir = &app.config.dir;
-    let (mut findings, there) = store::directory(dir, LOCAL);
+fn of_directory(app: &App, name: &str, dir: &Path, seen: &Seen) -> Vec<Finding> {
+    let (mut findings, there) = store::directory(dir, name);
     let mut catalog = Catalog::default();
     if there {
-        match app.store(Some(LOCAL)) {
+        match app.store(Some(name)) {
             Ok(local) => {
                 findings.extend(store::trial(local.as_ref()));
                 catalog = list::load(local.as_ref()).unwrap_or_default();
             }
-            Err(error) => findings.push(failed(LOCAL, error)),
+            Err(error) => findings.push(failed(name, error)),
         }
     }
     let (last, known) = store::last_bytes(&catalog, &seen.databases);
     let exact = known > 0 && known == seen.databases.len();
     let needed = if exact { last } else { seen.bytes };
-    findings.push(store::space(dir, LOCAL, needed, exact));
-    findings.extend(store::suspects(&catalog, LOCAL));
+    findings.push(store::space(dir, name, needed, exact));
+    findings.extend(store::suspects(&catalog, name));
+    findings.extend(behind(app, name));
     findings
 }
 
-fn of_bucket(app: &App) -> Vec<Finding> {
-    let mut findings = match app.second() {
-        Ok(Some(second)) => store::trial(second.as_ref()),
-        Ok(None) => return Vec::new(),
-        Err(error) => vec![failed(S3, error)],
+fn of_bucket(app: &App, name: &str) -> Vec<Finding> {
+    let mut findings = match app.store(Some(name)) {
+        Ok(bucket) => store::trial(bucket.as_ref()),
+        Err(error) => vec![failed(name, error)],
     };
-    let behind =
-        Behind::read(&app.config.dir).and_then(|behind| Some((behind.since?, behind.error?)));
-    if let Some((since, error)) = behind {
-        let fact = format!("it is not up to date since {since}: {error}");
-        let finding = Finding::new(Level::Warning, "behind", "store s3", fact);
-        findings.push(finding.command("pgark replicate"));
-    }
+    findings.extend(behind(app, name));
     findings
+}
+
+/// A store that lacks what the first one has.
+fn behind(app: &App, name: &str) -> Option<Finding> {
+    let behind = Behind::read(&app.config.dir, name)?;
+    let (since, error) = (behind.since?, behind.error?);
+    let fact = format!("it is not up to date since {since}: {error}");
+    let finding = Finding::new(Level::Warning, "behind", format!("store {name}"), fact);
+    Some(finding.command("pgark replicate"))
 }
 
 fn failed(name: &str, error: Error) -> Finding {
