@@ -1,14 +1,17 @@
 //! One database: what the role may not read of it, and what a dump of it lacks.
 
-use super::server::{Facts, refused};
+use super::server::{Facts, limited, refused, room};
 use super::{Finding, Level, plural};
+use crate::cancel::Token;
 use crate::error::Result;
-use crate::postgres::{Client, Target, quote_ident, quote_literal};
+use crate::postgres::{Client, Target, patience, quote_ident, quote_literal};
 
 const RELATIONS: &str = include_str!("sql/relations.sql");
 const OBJECTS: &str = include_str!("sql/objects.sql");
 const OBJECTS_18: &str = include_str!("sql/objects_18.sql");
 const MAPPINGS: &str = include_str!("sql/mappings.sql");
+/// The snapshot's and pg_dump's.
+const CONNECTIONS_MIN: i64 = 2;
 /// `pg_subscription` shows everybody all but the connections.
 const SUBSCRIPTIONS: &str = "SELECT pg_catalog.count(*), pg_catalog.string_agg(subname::text, ', ' ORDER BY subname) \
     FROM pg_catalog.pg_subscription \
@@ -30,9 +33,9 @@ pub struct Seen {
 
 /// Looks at the database that `target` names.
 #[must_use]
-pub fn look(target: &Target, facts: &Facts) -> Seen {
+pub fn look(target: &Target, facts: &Facts, cancel: &Token) -> Seen {
     let subject = format!("database {}", target.database());
-    let mut client = match Client::connect(target) {
+    let mut client = match patience::connect(target, cancel) {
         Ok(client) => client,
         Err(error) => {
             return Seen {
@@ -255,19 +258,15 @@ impl Look<'_> {
         };
         self.seen.bytes = Some(row.get(1)?);
         let (limit, used): (i64, i64) = (row.get(0)?, row.get(2)?);
-        // The run's lock is held elsewhere, if there is a database `postgres`.
-        if !self.facts.superuser && limit >= 0 && limit - (used - 1) < self.facts.connections {
-            let fact = format!(
-                "it allows {} at once and has {} now; a dump uses {}",
-                plural(limit.unsigned_abs(), "connection"),
-                used - 1,
-                self.facts.connections
-            );
+        // The run's lock is held in `postgres`, if there is such a database.
+        let room = room(limit, used - 1, CONNECTIONS_MIN, self.facts.connections - 1);
+        if let Some(level) = room.filter(|_| !self.facts.superuser) {
+            let fact = format!("it allows {}", limited(limit, used - 1, level));
             let sql = format!(
                 "ALTER DATABASE {} CONNECTION LIMIT -1;",
                 quote_ident(self.database)
             );
-            self.add(Level::Fail, "database_connections", fact, |one| {
+            self.add(level, "database_connections", fact, |one| {
                 one.sql("postgres", sql)
             });
         }

@@ -3,13 +3,16 @@
 use jiff::Timestamp;
 
 use super::{Finding, Level, plural};
+use crate::cancel::Token;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::postgres::tools::{Tools, version_text};
-use crate::postgres::{Client, Row, Target, quote_ident, refuse_transaction_pooler};
+use crate::postgres::{Client, Row, Target, patience, quote_ident, refuse_transaction_pooler};
 
-/// Connections of a dump beside its workers: the run's lock, the snapshot, pg_dump.
-const CONNECTIONS_BESIDE: i64 = 3;
+/// Connections of a dump beside its workers: the run's lock, the snapshot.
+const CONNECTIONS_BESIDE: i64 = 2;
+/// Without so many it fails: those two, and pg_dump.
+const CONNECTIONS_MIN: i64 = 3;
 /// A password that is valid for less is said to end.
 const VALID_DAYS_MIN: i64 = 14;
 /// Clocks that differ by less are the network's doing.
@@ -26,7 +29,7 @@ pub struct Facts {
     pub user: String,
     pub superuser: bool,
     pub standby: bool,
-    /// Connections that a dump uses.
+    /// Connections that a dump uses where it may.
     pub connections: i64,
     /// Locks that the server's table has room for, and the setting that made it so.
     pub locks: i64,
@@ -43,6 +46,7 @@ pub fn look(
     target: &Target,
     jobs: usize,
     globals_database: &str,
+    cancel: &Token,
 ) -> Result<(Facts, Vec<Finding>)> {
     let mut findings = vec![version(client)];
     findings.extend(encryption(target, client.is_encrypted()));
@@ -64,7 +68,7 @@ pub fn look(
         locks_per_transaction: row.get(13)?,
     };
     let through = client.pinned().with_database(globals_database);
-    let reads_passwords = reads_passwords(&through).or_else(|_| row.bool(5))?;
+    let reads_passwords = reads_passwords(&through, cancel).or_else(|_| row.bool(5))?;
     findings.extend(role(row, &facts, globals_database, reads_passwords)?);
     findings.extend(slots(row, &facts)?);
     findings.extend(standby(row, &facts)?);
@@ -74,8 +78,8 @@ pub fn look(
 }
 
 /// Each database has its own copy of the right, so it is asked where the globals are read.
-fn reads_passwords(target: &Target) -> Result<bool> {
-    let mut client = Client::connect(target)?;
+fn reads_passwords(target: &Target, cancel: &Token) -> Result<bool> {
+    let mut client = patience::connect(target, cancel)?;
     let rows =
         client.query("SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')")?;
     rows.first().map_or(Ok(false), |row| row.bool(0))
@@ -124,15 +128,11 @@ fn role(
     findings.push(finding(Level::Ok, "role", format!("{name} is {what}")));
     let (limit, used): (i64, i64) = (row.get(1)?, row.get(2)?);
     // This very session is one of those in use.
-    if !facts.superuser && limit >= 0 && limit - (used - 1) < facts.connections {
-        let fact = format!(
-            "{name} may have {} at once and has {} now; a dump uses {}",
-            plural(limit.unsigned_abs(), "connection"),
-            used - 1,
-            facts.connections
-        );
+    let room = room(limit, used - 1, CONNECTIONS_MIN, facts.connections);
+    if let Some(level) = room.filter(|_| !facts.superuser) {
+        let fact = format!("{name} may have {}", limited(limit, used - 1, level));
         let sql = format!("ALTER ROLE {name} CONNECTION LIMIT -1;");
-        findings.push(finding(Level::Fail, "role_connections", fact).sql("postgres", sql));
+        findings.push(finding(level, "role_connections", fact).sql("postgres", sql));
     }
     if let Some(seconds) = row.opt_str(3).and_then(|text| text.parse::<i64>().ok())
         && seconds < VALID_DAYS_MIN * 86_400
@@ -159,18 +159,41 @@ fn slots(row: &Row, facts: &Facts) -> Result<Option<Finding>> {
     let (most, reserved, used): (i64, i64, i64) = (row.get(7)?, row.get(8)?, row.get(9)?);
     let reserved = if facts.superuser { 0 } else { reserved };
     let free = most - reserved - (used - 1);
-    if free >= facts.connections {
-        return Ok(None);
-    }
+    let level = match free {
+        few if few < CONNECTIONS_MIN => Level::Warning,
+        few if few < facts.connections => Level::Note,
+        _ => return Ok(None),
+    };
     let fact = format!(
-        "{} of {most} connections are free for this role now; a dump uses {}",
+        "{} of {most} connections are free for this role now; a dump would use {}",
         free.max(0),
         facts.connections
     );
-    Ok(Some(
-        Finding::new(Level::Warning, "connections", "server", fact)
-            .advice("a lower BACKUP_JOBS, a higher max_connections, or a quieter hour"),
-    ))
+    let finding = Finding::new(level, "connections", "server", fact);
+    Ok(Some(finding.advice(
+        "a lower BACKUP_JOBS, a higher max_connections, or a quieter hour",
+    )))
+}
+
+/// How bad a limit is with so many in use; none when there is room. -1: no limit.
+pub(super) fn room(limit: i64, used: i64, least: i64, wanted: i64) -> Option<Level> {
+    match limit - used {
+        _ if limit < 0 => None,
+        few if few < least => Some(Level::Fail),
+        few if few < wanted => Some(Level::Note),
+        _ => None,
+    }
+}
+
+/// The words for it.
+pub(super) fn limited(limit: i64, used: i64, level: Level) -> String {
+    let what = if level == Level::Fail {
+        "a dump needs more"
+    } else {
+        "a dump goes on with fewer than BACKUP_JOBS, and takes longer"
+    };
+    let count = plural(limit.unsigned_abs(), "connection");
+    format!("{count} at once, {used} in use now: {what}")
 }
 
 fn standby(row: &Row, facts: &Facts) -> Result<Vec<Finding>> {

@@ -68,7 +68,13 @@ pub(super) fn accept(app: &App, verb: &Accept, global: &Global) -> Result<()> {
 }
 
 fn accept_in(app: &App, name: &str, id: &str, done: &mut Done) -> Result<()> {
-    let (store, catalog) = app.catalog(Some(name))?;
+    let (store, mut catalog) = app.catalog(Some(name))?;
+    // Where only their summaries are known: what they hold is to be compared.
+    for entry in &mut catalog.entries {
+        if entry.state == State::Suspect {
+            entry.complete(store.as_ref());
+        }
+    }
     let entry = match catalog.find(id) {
         Ok(entry) => entry,
         Err(error) => {
@@ -93,10 +99,8 @@ fn accept_in(app: &App, name: &str, id: &str, done: &mut Done) -> Result<()> {
 
 /// What is not suspect needs no acceptance; what was accepted before is done.
 fn refuse(entry: &Entry) -> Result<()> {
-    let was = entry
-        .manifest
-        .as_ref()
-        .is_some_and(|manifest| !manifest.suspect.is_empty());
+    let summary = entry.summary.as_ref();
+    let was = summary.is_some_and(|summary| !summary.suspect.is_empty());
     if was && entry.good {
         note(&format!("{} was accepted before", entry.id));
         return Ok(());

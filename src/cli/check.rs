@@ -16,7 +16,7 @@ use crate::check::server::Facts;
 use crate::check::{Finding, How, Level, database, server, store, worst};
 use crate::config::{Databases, Place};
 use crate::error::{Error, Result};
-use crate::postgres::{Client, Target};
+use crate::postgres::{Client, Target, patience};
 use crate::service::stores::Behind;
 
 pub(super) fn check(app: &App, global: &Global, out: &mut Out<'_>) -> Result<()> {
@@ -72,7 +72,7 @@ fn of_server(app: &App) -> Result<(Vec<Finding>, Seen)> {
     }
     let mut findings: Vec<Finding> = secrets(app).into_iter().collect();
     let target = app.target()?;
-    let mut client = match connect(&target, &seen.databases) {
+    let mut client = match connect(app, &target, &seen.databases) {
         Ok(client) => client,
         Err(refused) => {
             let (at, error) = *refused;
@@ -85,7 +85,7 @@ fn of_server(app: &App) -> Result<(Vec<Finding>, Seen)> {
     }
     // The run takes the globals through the first database that it dumped.
     let globals = seen.databases.first().map_or("postgres", String::as_str);
-    let looked = server::look(&mut client, &target, app.config.jobs, globals);
+    let looked = server::look(&mut client, &target, app.config.jobs, globals, &app.cancel);
     let (facts, found) = match looked {
         Ok(looked) => looked,
         Err(error) => {
@@ -119,7 +119,7 @@ fn of_databases(
     let mut findings = Vec::new();
     for name in &seen.databases {
         app.cancel.check()?;
-        let found = database::look(&target.with_database(name), facts);
+        let found = database::look(&target.with_database(name), facts, &app.cancel);
         findings.extend(found.findings);
         seen.bytes = seen.bytes.saturating_add(found.bytes.unwrap_or(0));
     }
@@ -127,7 +127,11 @@ fn of_databases(
 }
 
 /// The server, by the first database that lets us in: a closed one is that database's finding.
-fn connect(target: &Target, names: &[String]) -> std::result::Result<Client, Box<(Target, Error)>> {
+fn connect(
+    app: &App,
+    target: &Target,
+    names: &[String],
+) -> std::result::Result<Client, Box<(Target, Error)>> {
     let mut first = None;
     let names_first = names.first().map(String::as_str);
     let names = names.iter().map(String::as_str);
@@ -136,7 +140,7 @@ fn connect(target: &Target, names: &[String]) -> std::result::Result<Client, Box
         .chain(["template1"])
     {
         let at = target.with_database(name);
-        match Client::connect(&at) {
+        match patience::connect(&at, &app.cancel) {
             Ok(client) => return Ok(client),
             Err(error) => {
                 let elsewhere = matches!(

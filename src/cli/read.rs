@@ -119,12 +119,13 @@ pub(super) fn choose(
     database: Option<&str>,
 ) -> Result<Entry> {
     if backup != "latest" {
-        let entry = catalog.find(backup)?;
+        let mut entry = catalog.find(backup)?.clone();
+        entry.complete(store);
         if entry.state == State::Suspect {
             let how = entry.reason.as_deref().unwrap_or_default();
             note(&format!("warning: {} is suspect: {how}", entry.id));
         }
-        return Ok(entry.clone());
+        return Ok(entry);
     }
     let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
     for newer in skipped {

@@ -77,10 +77,10 @@ pub(super) fn entry_json<S: AsRef<str>>(entry: &Entry, stores: &[S], prefix: &st
     // A store that has lost the data does not hold the backup.
     let held = stores.iter().filter(|_| entry.artefact.is_some());
     let stores: Vec<&str> = held.map(AsRef::as_ref).collect();
-    let manifest = entry.manifest.as_ref();
-    let suspect = manifest
+    let suspect = entry.summary.as_ref();
+    let suspect = suspect
         .filter(|_| entry.state == State::Suspect)
-        .map_or(&[][..], |manifest| &manifest.suspect);
+        .map_or(&[][..], |summary| &summary.suspect);
     json!({
         "id": format!("{prefix}{}", entry.id),
         "kind": entry.kind.to_string(),
@@ -97,7 +97,7 @@ pub(super) fn entry_json<S: AsRef<str>>(entry: &Entry, stores: &[S], prefix: &st
         "encrypted": entry.encrypted,
         "stores": stores,
         "sha256": entry.sha256,
-        "parent": manifest.and_then(|manifest| manifest.parent.as_ref()),
+        "parent": entry.summary.as_ref().and_then(|summary| summary.parent.as_ref()),
     })
 }
 

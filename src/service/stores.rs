@@ -5,19 +5,23 @@
 //! service asks in order to try again. One store that fails stops no other. A crash leaves that
 //! file saying "not up to date", which it then is.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::report;
 use crate::app::App;
 use crate::catalog::list::{self, Catalog, Entry, State};
-use crate::catalog::remains;
+use crate::catalog::{known, remains};
 use crate::clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::prune::{self, Plan, Pruned};
 use crate::replicate;
+use crate::store::Store;
 use crate::store::lock::{DirLock, Reading};
+use crate::units::BackupId;
 
 /// Whether another store is up to date with the first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -180,13 +184,17 @@ fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
         &app.cancel,
         say,
     )?;
-    copied.verdict(&second.describe())?;
     let there = if copied.done.is_empty() {
         there
     } else {
-        list::load(second.as_ref())?
+        let there = list::load(second.as_ref())?;
+        if let Some(note) = save(second.as_ref(), &there) {
+            say(&note);
+        }
+        there
     };
     replicate::pass_on_acceptance(&here, &there, second.as_ref(), clock::now())?;
+    copied.verdict(&second.describe())?;
     Ok(copied.done)
 }
 
@@ -200,14 +208,20 @@ pub fn plan(app: &App, name: &str, catalog: &Catalog) -> Result<Plan> {
     if name != app.first()
         && let Ok((_, first)) = app.catalog(None)
     {
-        let there = |entry: &Entry| catalog.entries.iter().any(|known| known.id == entry.id);
+        let there: BTreeSet<&BackupId> = catalog.entries.iter().map(|entry| &entry.id).collect();
         let only_here = first.entries.into_iter();
-        let suspect = |entry: &Entry| entry.state == State::Suspect && !there(entry);
+        let suspect = |entry: &Entry| entry.state == State::Suspect && !there.contains(&entry.id);
         all.entries.extend(only_here.filter(suspect));
     }
     let mut plan = prune::plan(&all, &app.policy(name)?, clock::now());
     plan.verdicts.truncate(catalog.entries.len());
     Ok(plan)
+}
+
+/// Leaves what was read of the manifests to those who read next; a note when that fails.
+fn save(store: &dyn Store, catalog: &Catalog) -> Option<String> {
+    let error = known::save(store, catalog).err()?;
+    Some(report::failed("copy of the catalog", &error))
 }
 
 /// Plans and applies a store's retention under its lock.
@@ -217,11 +231,14 @@ pub fn plan(app: &App, name: &str, catalog: &Catalog) -> Result<Plan> {
 pub fn expire(app: &App, name: &str, pruned: &mut Pruned, notes: &mut Vec<String>) -> Result<()> {
     let store = app.store(Some(name))?;
     let _lock = lock(app, name)?;
-    let catalog = list::load(store.as_ref())?;
+    let mut catalog = list::load(store.as_ref())?;
     let plan = plan(app, name, &catalog)?;
     let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());
     let applied = prune::apply(store.as_ref(), &plan, &in_use, &app.cancel)?;
     notes.extend(plan.warnings);
+    let gone: BTreeSet<&BackupId> = applied.removed.iter().map(|entry| &entry.id).collect();
+    catalog.entries.retain(|entry| !gone.contains(&entry.id));
+    notes.extend(save(store.as_ref(), &catalog));
     notes.extend(applied.stayed.iter().map(|(_, error)| error.to_string()));
     pruned.removed.extend(applied.removed);
     pruned.stayed.extend(applied.stayed);
