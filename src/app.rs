@@ -11,7 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::anomaly::Thresholds;
 use crate::backup::dump::Options;
+use crate::backup::gate::Gate;
 use crate::cancel::Token;
 use crate::catalog::list::{self, Catalog, Entry};
 use crate::config::{Among, Config, Databases, Environment, Flags, Place, S3, StoreConfig};
@@ -342,6 +344,28 @@ impl App {
             keep_yearly: keep.keep_yearly,
             keep_min: keep.keep_min,
         })
+    }
+
+    /// When a backup is suspect.
+    #[must_use]
+    pub fn thresholds(&self) -> Thresholds {
+        let set = &self.config.anomaly;
+        Thresholds {
+            rows_fall_percent: set.rows_fall_percent,
+            rows_min: set.rows_min,
+            size_fall_percent: set.size_fall_percent,
+            size_min_bytes: set.size_min_bytes,
+            table_gone: set.table_gone,
+            table_gone_rows_min: set.table_gone_rows_min,
+            history: set.history,
+        }
+    }
+
+    /// What new backups are compared with.
+    #[must_use]
+    pub fn gate<'a>(&self, catalog: &'a Catalog) -> Gate<'a> {
+        let limits = self.thresholds();
+        Gate { catalog, limits }
     }
 
     /// When dumps are taken.

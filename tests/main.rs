@@ -5,9 +5,11 @@
 // Names on a store are exact.
 #![allow(clippy::case_sensitive_file_extension_comparisons)]
 
+mod anomaly;
 mod any_data;
 mod any_server;
 mod bad_luck;
+mod check;
 mod cli;
 mod client_key;
 mod clusters;

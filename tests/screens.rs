@@ -196,15 +196,11 @@ fn play(page: &str) {
                 wrong.extend([
                     "$ ",
                     command,
-                    "
---- page
-",
+                    "\n--- page\n",
                     page,
-                    "--- shown
-",
+                    "--- shown\n",
                     &shown,
-                    "
-",
+                    "\n",
                 ]);
             }
         }

@@ -4,8 +4,10 @@
 //! out, and its kind alone decides the exit code. A reader that closes stdout early
 //! (`| head`) is no failure.
 
+mod accept;
 pub mod args;
 mod backup;
+mod check;
 mod clusters;
 mod demo;
 mod manual;
@@ -79,6 +81,8 @@ fn work_on(args: &Args) -> Result<()> {
     let holding = |backup: &str, database| holding(&apps, backup, database, &args.global);
     match &args.verb {
         Verb::Serve(_) => serve::serve(apps, &environment, &args.flags()),
+        Verb::Check(_) => each(&apps, |app, out| check::check(app, &args.global, out)),
+        Verb::Accept(verb) => accept::accept(holding(&verb.backup, None)?, verb, &args.global),
         Verb::Prune(verb) => each(&apps, |app, out| {
             service::prune(app, verb, &args.global, out)
         }),

@@ -39,10 +39,9 @@ pub(super) fn serve(apps: Vec<App>, environment: &Environment, flags: &Flags) ->
     warn_of_orphans(log, &apps);
     let (mut healths, mut supervisors) = (Vec::new(), Vec::new());
     for (number, app) in apps.into_iter().enumerate() {
-        let log = if app.config.among != Among::Alone {
-            log.of_cluster(&app.config.cluster)
-        } else {
-            log
+        let log = match app.config.among {
+            Among::Alone => log,
+            _ => log.of_cluster(&app.config.cluster),
         };
         let schedule = app.schedule()?;
         if let Err(error) = begin(log, &app, number) {

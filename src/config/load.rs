@@ -12,7 +12,8 @@ use super::file::{File, Key, Table};
 use super::stores::stores;
 use super::table::{Since, VARIABLES, Variable};
 use super::{
-    Among, Config, ConnectionSettings, Databases, Flags, Place, Service, databases, form, nearest,
+    Among, Anomaly, Config, ConnectionSettings, Databases, Flags, Place, Service, databases, form,
+    nearest,
 };
 use crate::error::{Error, Result};
 
@@ -147,6 +148,7 @@ fn one(
         program_dir: setting("PGARK_PG_BIN", env)?.map(|found| PathBuf::from(found.text)),
         lock_timeout: form::duration(&required("PGARK_LOCK_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(60)),
+        anomaly: file.map_or_else(Anomaly::default, |file| file.anomaly),
         service: service(env)?,
         runs_as_owner: runs_as_owner(env)?,
         warnings,

@@ -5,6 +5,7 @@
 //! of variables, from which parsing, `docs/configuration.md` and the "did you mean"
 //! warnings all follow. Reads files (`NAME_FILE`), writes nothing: a crash leaves nothing.
 
+mod anomaly;
 mod databases;
 mod docs;
 mod environment;
@@ -18,6 +19,7 @@ mod table;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use anomaly::Anomaly;
 pub use databases::Databases;
 pub use docs::markdown;
 pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
@@ -53,6 +55,7 @@ pub enum Among {
 
 /// Everything that a run needs to know of one cluster.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "four answers, not a state")]
 pub struct Config {
     /// The cluster's name in logs and lists.
     pub cluster: String,
@@ -78,6 +81,8 @@ pub struct Config {
     pub program_dir: Option<PathBuf>,
     /// How long a dump waits for the lock on a table.
     pub lock_timeout: Duration,
+    /// When a backup is suspect.
+    pub anomaly: Anomaly,
     pub service: Service,
     /// `PGARK_RUN_AS`: whether root hands its work to the owner of `dir`.
     pub runs_as_owner: bool,

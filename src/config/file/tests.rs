@@ -56,6 +56,16 @@ fn what_is_wrong_is_named_with_line_and_column() {
         ("backup_jobs = 1.5", "expected a whole number"),
         ("backup_dir = 'x", "line 1, column"),
         ("max_runs = 0", "expected a whole number from 1 to 100"),
+        ("anomaly = 1", "expected a table [anomaly]"),
+        (
+            "[anomaly]\nrows_fall_percent = 101",
+            "line 2, column 21: expected a whole number from 0 to 100",
+        ),
+        ("[anomaly]\ntable_gone = 1", "expected true or false"),
+        (
+            "[anomaly]\nrows = 5",
+            "line 2, column 1: unknown key \"rows\" in [anomaly]",
+        ),
         ("pgark_config = 'x'", "cannot be set in the top"),
         (
             "db_user='a'\ndb_user_file='/b'",
@@ -336,4 +346,18 @@ proptest! {
             prop_assert_eq!(error.kind, Kind::Usage);
         }
     }
+}
+
+#[test]
+fn the_thresholds_of_suspect_backups_are_keys_of_the_file() {
+    let of = |text: &str| read(text, &[]).unwrap()[0].anomaly;
+    let usual = of("");
+    assert_eq!(usual, crate::config::Anomaly::default());
+    let text = "[anomaly]\nrows_fall_percent = 80\nrows_min = 5\nsize_fall_percent = 0\nsize_min_bytes = 7\n\
+        table_gone = false\ntable_gone_rows_min = 9\nhistory = 3";
+    let set = of(text);
+    assert_eq!((set.rows_fall_percent, set.rows_min), (80, 5));
+    assert_eq!((set.size_fall_percent, set.size_min_bytes), (0, 7));
+    assert_eq!((set.table_gone, set.table_gone_rows_min), (false, 9));
+    assert_eq!(set.history, 3);
 }
