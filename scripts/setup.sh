@@ -80,6 +80,7 @@ packages_demo() {
 packages_test() {
     packages_demo
     need zstd zstd
+    need age age
     need openssl openssl
     need patchelf patchelf
     need bzip2 bzip2

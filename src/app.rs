@@ -3,13 +3,16 @@
 //! Invariant: building anything here touches nothing but what it opens; a connection is made
 //! only by those who ask for one.
 
+mod keys;
+
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::archive::{Crypt, Identities};
 use crate::backup::dump::Options;
 use crate::cancel::Token;
 use crate::catalog::list::{self, Catalog, Entry};
@@ -33,8 +36,11 @@ pub const S3: &str = "s3";
 pub struct App {
     pub config: Config,
     pub codec: Codec,
+    pub crypt: Crypt,
     pub cancel: Token,
     environment: Environment,
+    /// Read, and unlocked, when first needed.
+    identities: OnceLock<Identities>,
 }
 
 impl App {
@@ -45,11 +51,15 @@ impl App {
     pub fn new(flags: &Flags, environment: Environment, cancel: Token) -> Result<App> {
         let config = crate::config::load(flags, &environment)?;
         let codec = Codec::parse(&config.compression)?;
+        let crypt = keys::crypt(&config.encryption)?;
+        keys::identity_file(&config.encryption)?;
         Ok(App {
             config,
             codec,
+            crypt,
             cancel,
             environment,
+            identities: OnceLock::new(),
         })
     }
 
@@ -249,6 +259,7 @@ impl App {
         Options {
             cluster: self.config.cluster.clone(),
             codec: self.codec,
+            crypt: self.crypt.clone(),
             jobs: self.config.jobs,
             lock_timeout: self.config.lock_timeout,
             started_at,

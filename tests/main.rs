@@ -11,6 +11,7 @@ mod connection;
 mod container;
 mod demo;
 mod drop_block;
+mod encryption;
 mod environment;
 mod interrupted;
 mod killed;

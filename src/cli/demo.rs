@@ -142,6 +142,7 @@ impl Play {
             options: Options {
                 cluster: app.config.cluster.clone(),
                 codec: app.codec,
+                crypt: app.crypt.clone(),
                 jobs: app.config.jobs,
                 lock_timeout: app.config.lock_timeout,
                 started_at: crate::clock::now(),
@@ -185,6 +186,7 @@ impl Play {
         self.figures.verified = crate::verify::entry(
             store,
             entry,
+            None,
             stage.app.config.jobs,
             &progress,
             &stage.app.cancel,
@@ -232,6 +234,7 @@ impl Play {
             &entry.key(Part::Index)?,
             entry.codec,
             manifest,
+            None,
         )?;
         let progress = app.progress();
         let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), self.quiet);

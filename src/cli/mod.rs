@@ -7,6 +7,7 @@
 pub mod args;
 mod backup;
 mod demo;
+mod keygen;
 mod read;
 mod render;
 mod restore;
@@ -41,7 +42,7 @@ fn run(args: &Args) -> Result<u8> {
     let work = match &args.verb {
         Verb::Serve(_) => Some(Work::Serve),
         Verb::Backup(_) => Some(Work::Write),
-        Verb::Demo(_) => None,
+        Verb::Demo(_) | Verb::Keygen(_) => None,
         Verb::Status(verb) if verb.probe => None,
         _ => Some(Work::Read),
     };
@@ -60,6 +61,9 @@ fn work_on(args: &Args) -> Result<()> {
     if let Verb::Demo(demo) = &args.verb {
         return demo::demo(demo, &args.global, &cancel);
     }
+    if let Verb::Keygen(verb) = &args.verb {
+        return keygen::keygen(verb, &args.global);
+    }
     let app = App::new(&args.flags(), keeper::environment()?, cancel)?;
     for warning in &app.config.warnings {
         note(&format!("warning: {warning}"));
@@ -75,7 +79,7 @@ fn work_on(args: &Args) -> Result<()> {
         Verb::Verify(verb) => read::verify(&app, verb, &args.global),
         Verb::Cat(verb) => read::cat(&app, verb, &args.global),
         Verb::Restore(verb) => restore::restore(&app, verb, &args.global),
-        Verb::Demo(_) => Ok(()),
+        Verb::Demo(_) | Verb::Keygen(_) => Ok(()),
     }
 }
 

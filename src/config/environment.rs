@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{ErrorKind, Read};
 
 use super::databases::{self, Databases};
+use super::encryption;
 use super::form::Form;
 use super::table::{VARIABLES, Variable};
 use crate::error::{Error, Result};
@@ -80,10 +81,7 @@ impl Environment {
                 .chain(variable.default_file.map(str::to_owned))
                 .collect();
             for path in paths {
-                if let Some(text) = read_bounded(&path)
-                    .ok()
-                    .and_then(|bytes| String::from_utf8(bytes).ok())
-                {
+                if let Some(text) = read_bounded(&path).ok().and_then(encryption::text) {
                     self.0.insert(format!("{FILE_PREFIX}{path}"), text);
                 }
             }
@@ -325,8 +323,9 @@ fn read_file(
                 .hint("it should hold the value and nothing else"),
         );
     }
-    let mut text = String::from_utf8(bytes)
-        .map_err(|_| refuse("the file is not UTF-8".to_owned()).hint("write it again in UTF-8"))?;
+    let mut text = encryption::text(bytes).ok_or_else(|| {
+        refuse("the file is not UTF-8".to_owned()).hint("write it again in UTF-8")
+    })?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {

@@ -7,6 +7,7 @@
 
 mod databases;
 mod docs;
+mod encryption;
 mod environment;
 mod form;
 mod nearest;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use databases::Databases;
 pub use docs::markdown;
+pub use encryption::Encryption;
 pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
 pub use form::Form;
 pub use table::{Section, Since, VARIABLES, Variable};
@@ -52,6 +54,7 @@ pub struct Config {
     pub dir: PathBuf,
     /// Checked: `gzip[:1-12]`, `zstd[:1-19]` or `none`.
     pub compression: String,
+    pub encryption: Encryption,
     /// Parallel connections, 1 to 64.
     pub jobs: usize,
     pub connection: ConnectionSettings,
@@ -171,6 +174,7 @@ pub fn load(flags: &Flags, env: &Environment) -> Result<Config> {
         databases_given,
         dir,
         compression: compression.text,
+        encryption: encryption::load(env)?,
         jobs: jobs(flags, env)?,
         connection: connection(env)?,
         program_dir: setting("PGARK_PG_BIN", env)?.map(|found| PathBuf::from(found.text)),
