@@ -288,17 +288,17 @@ fn identity_with_a_passphrase_is_unlocked_by_a_variable_or_on_the_terminal() {
         .assert_says("the passphrase is wrong");
     assert!(!wrong.stderr.contains("staple"));
     // The test has no terminal: nobody can be asked.
-    let setsid = format!(
+    let command = format!(
         "BACKUP_DIR={} BACKUP_IDENTITY_FILE={} {} verify {id} -q",
         site.dir.path().display(),
         locked_key.file.display(),
         env!("CARGO_BIN_EXE_pgark")
     );
-    run(Command::new("setsid").args(["-w", "sh", "-c", &setsid]))
+    run(Command::new("setsid").args(["-w", "sh", "-c", &command]))
         .assert_code(2)
         .assert_says("protected by a passphrase")
         .assert_says("BACKUP_IDENTITY_PASSPHRASE_FILE");
-    let asked = on_terminal(&setsid, "correct horse\n").assert_code(0);
+    let asked = on_terminal(&command, "correct horse\n").assert_code(0);
     assert!(
         asked.stdout.contains("Passphrase of BACKUP_IDENTITY_FILE"),
         "{}",
@@ -390,18 +390,18 @@ fn malformed_keys_end_with_code_2_before_anything_is_done() {
 #[test]
 fn keygen_writes_a_pair_that_age_knows_and_never_overwrites() {
     let dir = crate::support::TempDir::new();
-    let made = key(dir.path(), "key");
-    let mode = std::fs::metadata(&made.file).unwrap().permissions().mode();
+    let pair = key(dir.path(), "key");
+    let mode = std::fs::metadata(&pair.file).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let public = run(Command::new("age-keygen").arg("-y").arg(&made.file)).assert_code(0);
-    assert_eq!(public.stdout.trim(), made.recipient);
-    let before = std::fs::read(&made.file).unwrap();
-    let out = made.file.to_str().unwrap();
+    let public = run(Command::new("age-keygen").arg("-y").arg(&pair.file)).assert_code(0);
+    assert_eq!(public.stdout.trim(), pair.recipient);
+    let before = std::fs::read(&pair.file).unwrap();
+    let out = pair.file.to_str().unwrap();
     Pgark::new(["keygen", "--out", out])
         .run()
         .assert_code(2)
         .assert_says("exists; nothing was written");
-    assert_eq!(std::fs::read(&made.file).unwrap(), before);
+    assert_eq!(std::fs::read(&pair.file).unwrap(), before);
     let printed = Pgark::new(["keygen"]).run().assert_code(0);
     assert!(
         printed.stdout.contains("\nAGE-SECRET-KEY-1"),

@@ -118,8 +118,8 @@ impl Header {
     /// # Errors
     /// `Damage` when this is no header of age.
     pub(super) fn parse(bytes: &[u8]) -> Result<Option<Header>> {
-        let short = bytes.len() < VERSION.len();
-        if !bytes.starts_with(VERSION) && !(short && VERSION.starts_with(bytes)) {
+        let seen = bytes.len().min(VERSION.len());
+        if bytes[..seen] != VERSION[..seen] {
             let newer = bytes.starts_with(VERSION_NAME);
             return Err(Error::damage(if newer {
                 "it is of another version of age"

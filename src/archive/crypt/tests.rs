@@ -70,7 +70,14 @@ fn key_file(dir: &Path, pair: &Pair) -> String {
 }
 
 fn content(bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|i| (i * 31 % 251) as u8).collect()
+    (0..bytes)
+        .map(|i| u8::try_from(i * 31 % 251).unwrap())
+        .collect()
+}
+
+fn part<'a>(bytes: &'a [u8], range: &Range<u64>) -> &'a [u8] {
+    let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap());
+    &bytes[start..end]
 }
 
 /// Lengths around every border.
@@ -391,7 +398,7 @@ proptest! {
         }
         sealer.end().unwrap();
         file.extend_from_slice(sealer.sealed());
-        let read = |range: Range<u64>| Ok(file[range.start as usize..range.end as usize].to_vec());
+        let read = |range: Range<u64>| Ok(part(&file, &range).to_vec());
         let opener = Opener::new(&pair.identities(), file.len() as u64, &read).unwrap();
         prop_assert_eq!(opener.bytes(), length as u64);
         prop_assert!(open(&pair.identities(), &file).unwrap() == plain);
@@ -408,7 +415,7 @@ proptest! {
                     let chunks = (range.end - range.start).div_ceil(CHUNK as u64) + 1;
                     assert!(stored.end - stored.start <= chunks * (CHUNK + TAG) as u64);
                     let opened = opener.open(range, read(stored).unwrap()).unwrap();
-                    assert!(opened == plain[range.start as usize..range.end as usize]);
+                    assert!(opened == part(plain, range));
                 });
             }
         });
