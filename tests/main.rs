@@ -7,6 +7,7 @@
 
 mod bad_luck;
 mod cli;
+mod clusters;
 mod connection;
 mod container;
 mod demo;

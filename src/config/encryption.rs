@@ -3,7 +3,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Environment, Secret, setting};
+use super::load::setting;
+use super::{Environment, Secret};
 use crate::error::Result;
 
 /// Keys of age, each with the variable, or variable and path, that gave it, for messages.

@@ -51,11 +51,6 @@ pub enum Since {
     Now,
     /// Belongs to a feature that is not built yet; set, it is named in a warning.
     Later(&'static str),
-    /// Would hurt if it were ignored: an error.
-    Refused {
-        what: &'static str,
-        hint: &'static str,
-    },
 }
 
 /// One variable.
@@ -131,11 +126,6 @@ impl Variable {
         self.since = Since::Later(feature);
         self
     }
-
-    const fn refused(mut self, what: &'static str, hint: &'static str) -> Variable {
-        self.since = Since::Refused { what, hint };
-        self
-    }
 }
 
 const SSL_MODES: &[&str] = &[
@@ -194,8 +184,7 @@ pub const VARIABLES: &[Variable] = &[
         .default("60s"),
     var(Programs, "PGARK_RUN_TIMEOUT", Form::Duration, "How long a run of the service may take; then it is ended, so that the next one can begin.")
         .default("24h"),
-    var(Programs, "PGARK_CONFIG", Form::Path, "The configuration file `pgark.toml`.")
-        .refused("it reads flags and variables only", "leave the file out and set variables"),
+    var(Programs, "PGARK_CONFIG", Form::Path, "The configuration file, for several clusters or stores. Unset: `/etc/pgark/pgark.toml`, if it exists."),
 
     var(Schedules, "BACKUP_SCHEDULE", Form::Schedule, "When to take dumps.")
         .default("0 2 * * *"),
@@ -225,6 +214,8 @@ pub const VARIABLES: &[Variable] = &[
     var(S3, "S3_FORCE_PATH_STYLE", Form::Switch, "Whether the bucket is in the path instead of the host name. Unset: with an endpoint."),
     var(S3, "S3_SSE", Form::Text, "Encryption by the server: `AES256`, `aws:kms`."),
     var(S3, "S3_KMS_KEY_ID", Form::Text, "Key of the encryption by the server."),
+    var(S3, "S3_STORAGE_CLASS", Form::Text, "Storage class of what is written: `STANDARD_IA`, `GLACIER_IR` and others."),
+    var(S3, "AWS_CA_BUNDLE", Form::Path, "Path of certificates that may sign the S3 server's, beside the machine's own."),
     var(S3, "AWS_REGION", Form::Text, "Region of the bucket.").default("us-east-1"),
     var(S3, "AWS_ACCESS_KEY_ID", Form::Text, "Access key; without one, the usual AWS chain."),
     var(S3, "AWS_SECRET_ACCESS_KEY", Form::Text, "Its secret.").secret(),

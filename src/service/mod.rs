@@ -13,5 +13,6 @@ pub mod log;
 pub mod notify;
 pub mod report;
 pub mod run;
+pub mod slots;
 pub mod stores;
 pub mod supervisor;
