@@ -57,6 +57,9 @@ pub fn entry(
     progress: &Progress,
     cancel: &Token,
 ) -> Result<String> {
+    let mut entry = entry.clone();
+    entry.complete(store);
+    let entry = &entry;
     let result = content(store, entry, identities, threads, progress, cancel);
     let outcome = match &result {
         Ok(_) if is_shallow(entry, identities) => None,

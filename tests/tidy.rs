@@ -25,7 +25,7 @@ const LONGER: &[(&str, usize)] = &[
         64,
     ),
     ("src/pipeline_tests.rs", 453),
-    ("src/postgres/tls.rs::new", 65),
+    ("src/postgres/tls.rs::new", 62),
     ("src/restore/plan.rs::add_loads", 68),
     (
         "tests/cli.rs::list_json_has_the_contracts_fields_and_utc_times",

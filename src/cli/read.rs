@@ -119,7 +119,9 @@ pub(super) fn choose(
     database: Option<&str>,
 ) -> Result<Entry> {
     if backup != "latest" {
-        return catalog.find(backup).cloned();
+        let mut entry = catalog.find(backup)?.clone();
+        entry.complete(store);
+        return Ok(entry);
     }
     let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
     for newer in skipped {

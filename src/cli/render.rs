@@ -92,7 +92,7 @@ pub(super) fn entry_json<S: AsRef<str>>(entry: &Entry, stores: &[S], prefix: &st
         "encrypted": entry.encrypted,
         "stores": stores,
         "sha256": entry.sha256,
-        "parent": entry.manifest.as_ref().and_then(|manifest| manifest.parent.as_ref()),
+        "parent": entry.summary.as_ref().and_then(|summary| summary.parent.as_ref()),
     })
 }
 

@@ -293,6 +293,7 @@ fn service(env: &Environment) -> Result<Service> {
         run_timeout: form::duration(&required("PGARK_RUN_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(24 * 3600)),
         log_format: required("LOG_FORMAT", env)?.text,
+        heartbeat: setting("HEARTBEAT_URL", env)?.map(|found| Secret::new(found.text)),
         log_file: setting("PGARK_LOG_PATH", env)?.map(|found| PathBuf::from(found.text)),
         crontab_file: setting("PGARK_CRONTAB_PATH", env)?.map(|found| PathBuf::from(found.text)),
     })
@@ -316,7 +317,13 @@ fn connection(env: &Environment) -> Result<ConnectionSettings> {
         Some(found) => (Some(Secret::new(found.text)), Some(found.source)),
         None => (None, None),
     };
+    let secret = |name| {
+        let found = setting(name, env)?;
+        Ok::<_, Error>(found.map(|found| Secret::new(found.text)))
+    };
     Ok(ConnectionSettings {
+        conninfo: secret("DB_CONNINFO")?,
+        key_password: secret("DB_SSLPASSWORD")?,
         explicit,
         defaults,
         password,

@@ -25,6 +25,7 @@ pub use encryption::Encryption;
 pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
 pub use form::Form;
 pub use load::{config_path, load, root_dir, runs_as_owner};
+pub use nearest::distance;
 pub use table::{Section, Since, VARIABLES, Variable};
 
 /// What the command line gave; it wins over every variable.
@@ -43,6 +44,10 @@ pub struct Flags {
 
 /// Everything that a run needs to know of one cluster.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "four plain answers, not a state"
+)]
 pub struct Config {
     /// The cluster's name in logs and lists.
     pub cluster: String,
@@ -151,6 +156,8 @@ pub struct Service {
     pub log_file: Option<PathBuf>,
     /// Where the schedule is shown as a crontab.
     pub crontab_file: Option<PathBuf>,
+    /// `HEARTBEAT_URL`: who hears of runs that ended well.
+    pub heartbeat: Option<Secret>,
 }
 
 /// Where the server is and who asks, in libpq's keywords.
@@ -160,6 +167,10 @@ pub struct Service {
 pub struct ConnectionSettings {
     /// Keyword and value, from `DB_*`.
     pub explicit: Vec<(String, String)>,
+    /// `DB_CONNINFO`: what `explicit` leaves open. It may hold a password.
+    pub conninfo: Option<Secret>,
+    /// `DB_SSLPASSWORD`.
+    pub key_password: Option<Secret>,
     /// Keyword and value, pgark's own.
     pub defaults: Vec<(String, String)>,
     /// From `DB_PASSWORD`, `DB_PASSWORD_FILE` or its default path.

@@ -41,7 +41,8 @@ pub(super) fn nearest<'a>(
 }
 
 /// Levenshtein's distance in bytes.
-fn distance(a: &str, b: &str) -> usize {
+#[must_use]
+pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.bytes().enumerate() {
         let mut diagonal = row[0];

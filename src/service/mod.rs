@@ -6,6 +6,7 @@
 pub mod child;
 pub mod crontab;
 pub mod health;
+pub mod heartbeat;
 pub mod http;
 pub mod journal;
 pub mod keeper;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::heartbeat::Heartbeat;
 use super::journal::{self, Failure, Line, Taken, Trigger};
 use super::report::{self, Report};
 use super::stores::{self, Replicated};
@@ -55,6 +56,7 @@ pub struct Done {
 /// [`Outcome::verdict`] says, beside what was done.
 pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<()>) {
     let started_at = clock::now();
+    let heartbeat = Heartbeat::begin(app.config.service.heartbeat.as_ref());
     let before = list::load(store).unwrap_or_default();
     let mut done = Done::default();
     let verdict = take(app, store, wanted, started_at, &mut done);
@@ -96,6 +98,13 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<(
         wanted,
     };
     records.write(&before, &done, &notes, verdict.as_ref().err());
+    let unheard = match heartbeat {
+        Ok(heartbeat) => heartbeat.and_then(|heartbeat| heartbeat.end(&verdict, &app.cancel)),
+        Err(error) => Some(error.fact),
+    };
+    if let Some(unheard) = unheard {
+        (wanted.say)(&format!("warning: {unheard}"));
+    }
     done.notices.extend(notes);
     (done, verdict)
 }
@@ -109,7 +118,7 @@ fn take(
     done: &mut Done,
 ) -> Result<()> {
     let databases = app.databases()?;
-    let target = app.pin(databases.names())?;
+    let target = app.pin_when_ready(databases.names(), wanted.say)?;
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
     let tools = app.tools();

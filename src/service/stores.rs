@@ -5,19 +5,23 @@
 //! service asks in order to try again. One store that fails stops no other. A crash leaves that
 //! file saying "not up to date", which it then is.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::report;
 use crate::app::App;
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::catalog::remains;
+use crate::catalog::{known, remains};
 use crate::clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::prune::{self, Pruned};
 use crate::replicate;
+use crate::store::Store;
 use crate::store::lock::{DirLock, Reading};
+use crate::units::BackupId;
 
 /// Whether another store is up to date with the first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -180,8 +184,19 @@ fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
         &app.cancel,
         say,
     )?;
+    if !copied.done.is_empty()
+        && let Some(note) = save(second.as_ref(), &list::load(second.as_ref())?)
+    {
+        say(&note);
+    }
     copied.verdict(&second.describe())?;
     Ok(copied.done)
+}
+
+/// Leaves what was read of the manifests to those who read next; a note when that fails.
+fn save(store: &dyn Store, catalog: &Catalog) -> Option<String> {
+    let error = known::save(store, catalog).err()?;
+    Some(report::failed("copy of the catalog", &error))
 }
 
 /// Plans and applies a store's retention under its lock.
@@ -191,11 +206,14 @@ fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
 pub fn expire(app: &App, name: &str, pruned: &mut Pruned, notes: &mut Vec<String>) -> Result<()> {
     let store = app.store(Some(name))?;
     let _lock = lock(app, name)?;
-    let catalog = list::load(store.as_ref())?;
+    let mut catalog = list::load(store.as_ref())?;
     let plan = prune::plan(&catalog, &app.policy(name)?, clock::now());
     let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());
     let applied = prune::apply(store.as_ref(), &plan, &in_use, &app.cancel)?;
     notes.extend(plan.warnings);
+    let gone: BTreeSet<&BackupId> = applied.removed.iter().map(|entry| &entry.id).collect();
+    catalog.entries.retain(|entry| !gone.contains(&entry.id));
+    notes.extend(save(store.as_ref(), &catalog));
     notes.extend(applied.stayed.iter().map(|(_, error)| error.to_string()));
     pruned.removed.extend(applied.removed);
     pruned.stayed.extend(applied.stayed);
