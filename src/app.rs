@@ -3,15 +3,18 @@
 //! Invariant: building anything here touches nothing but what it opens; a connection is made
 //! only by those who ask for one.
 
+mod keys;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::anomaly::Thresholds;
+use crate::archive::{Crypt, Identities};
 use crate::backup::dump::Options;
 use crate::backup::gate::Gate;
 use crate::cancel::Token;
@@ -32,7 +35,10 @@ use crate::units::Codec;
 pub struct App {
     pub config: Config,
     pub codec: Codec,
+    pub crypt: Crypt,
     pub cancel: Token,
+    /// Read, and unlocked, when first needed.
+    identities: OnceLock<Identities>,
 }
 
 impl App {
@@ -43,10 +49,13 @@ impl App {
     pub fn all(flags: &Flags, environment: &Environment, cancel: &Token) -> Result<Vec<App>> {
         let configs = crate::config::load(flags, environment)?.into_iter();
         let app = |config: Config| {
+            keys::identity_file(&config.encryption)?;
             Ok(App {
                 codec: Codec::parse(&config.compression)?,
+                crypt: keys::crypt(&config.encryption)?,
                 config,
                 cancel: cancel.clone(),
+                identities: OnceLock::new(),
             })
         };
         configs.map(app).collect()
@@ -324,6 +333,7 @@ impl App {
         Options {
             cluster: self.config.cluster.clone(),
             codec: self.codec,
+            crypt: self.crypt.clone(),
             jobs: self.config.jobs,
             lock_timeout: self.config.lock_timeout,
             started_at,

@@ -29,3 +29,5 @@ pub mod verify;
 
 #[cfg(test)]
 mod pipeline_tests;
+#[cfg(test)]
+mod sealed_tests;

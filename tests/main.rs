@@ -17,6 +17,7 @@ mod connection;
 mod container;
 mod demo;
 mod drop_block;
+mod encryption;
 mod environment;
 mod heartbeat;
 mod interrupted;

@@ -60,6 +60,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "check",
             // The archive and the catalog together, in tests only.
             "pipeline_tests",
+            "sealed_tests",
         ],
     ),
     (4, &["drill"]),

@@ -76,32 +76,6 @@ pub fn part_key(id: &BackupId, codec: Codec, encrypted: bool, part: Part) -> Res
     Key::new(&format!("{id}.sql{}{age}{}", codec.suffix(), part.suffix()))
 }
 
-/// `backup_app_20250122_020015.sql.gz`.
-///
-/// # Errors
-/// As [`part_key`], and so for the three below.
-pub fn artefact_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Artefact)
-}
-
-/// `….sql.gz.json`.
-#[allow(clippy::missing_errors_doc)]
-pub fn manifest_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Manifest)
-}
-
-/// `….sql.gz.idx`.
-#[allow(clippy::missing_errors_doc)]
-pub fn index_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Index)
-}
-
-/// `….sql.gz.sha256`.
-#[allow(clippy::missing_errors_doc)]
-pub fn sums_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Sums)
-}
-
 /// `.pgark/state/<id>.verified.json` and its like.
 ///
 /// # Errors

@@ -164,6 +164,14 @@ Example:
   pgark cat latest | psql -v ON_ERROR_STOP=1 -d app")]
     Cat(Cat),
 
+    /// Make a key for encrypted backups
+    #[command(after_help = "\
+Example:
+  pgark keygen --out pgark.key      then set BACKUP_ENCRYPT_RECIPIENTS to what it prints
+
+The key opens the backups: keep it where they are not. docs/encryption.md")]
+    Keygen(Keygen),
+
     /// See it work: backup, disaster and restore on a throwaway server
     #[command(after_help = "\
 Example:
@@ -363,6 +371,13 @@ pub struct Cat {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+pub struct Keygen {
+    /// Write the secret key into this new file; without it, to stdout
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
 pub struct Demo {
     /// Keep the backups that it made, and say where
     #[arg(long)]
@@ -407,7 +422,7 @@ impl Args {
             Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
             Verb::Cat(verb) => (Some(&verb.place), None),
             Verb::Demo(verb) => (None, Some(&verb.width)),
-            Verb::Completions(_) | Verb::Man => (None, None),
+            Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => (None, None),
         };
         flags.dir = place.and_then(|place| place.dir.clone());
         flags.jobs = width.and_then(|width| width.jobs);

@@ -132,6 +132,7 @@ fn help_shows_what_exists_with_an_example_for_each_verb() {
             "replicate",
             "status",
             "cat",
+            "keygen",
             "demo"
         ]
     );

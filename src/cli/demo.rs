@@ -179,6 +179,7 @@ impl Play {
         self.figures.verified = crate::verify::entry(
             store,
             entry,
+            None,
             stage.app.config.jobs,
             &progress,
             &stage.app.cancel,
@@ -226,6 +227,7 @@ impl Play {
             &entry.key(Part::Index)?,
             entry.codec,
             manifest,
+            None,
         )?;
         let progress = app.progress();
         let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), self.quiet);

@@ -10,6 +10,7 @@ mod backup;
 mod check;
 mod clusters;
 mod demo;
+mod keygen;
 mod manual;
 mod read;
 mod render;
@@ -48,7 +49,7 @@ fn run(args: &Args) -> Result<u8> {
     let work = match &args.verb {
         Verb::Serve(_) => Some(Work::Serve),
         Verb::Backup(_) => Some(Work::Write),
-        Verb::Demo(_) | Verb::Completions(_) | Verb::Man => None,
+        Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => None,
         Verb::Status(verb) if verb.probe => None,
         _ => Some(Work::Read),
     };
@@ -68,6 +69,7 @@ fn work_on(args: &Args) -> Result<()> {
         Verb::Demo(demo) => return demo::demo(demo, &args.global, &cancel),
         Verb::Completions(verb) => return manual::completions(verb),
         Verb::Man => return manual::man(),
+        Verb::Keygen(verb) => return keygen::keygen(verb, &args.global),
         _ => {}
     }
     let environment = keeper::environment()?;
@@ -108,7 +110,7 @@ fn work_on(args: &Args) -> Result<()> {
             let app = holding(&verb.backup, verb.database.as_deref())?;
             restore::restore(app, verb, &args.global)
         }
-        Verb::Demo(_) | Verb::Completions(_) | Verb::Man => Ok(()),
+        Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => Ok(()),
     }
 }
 

@@ -250,11 +250,16 @@ fn manifest_lines(manifest: &Manifest, line: &mut impl FnMut(&str, &str)) {
         manifest.system_identifier.as_deref().unwrap_or_default(),
     );
     line("program", &manifest.dump_program);
-    if manifest.database.is_some() {
+    line("encrypted for", &manifest.recipients.join(", "));
+    if manifest.sealed.is_some() {
         line(
-            "rows",
-            &format!("{} in {} tables", manifest.rows, manifest.tables.len()),
+            "sealed",
+            "tables and properties; BACKUP_IDENTITY_FILE shows them",
         );
+    }
+    if manifest.database.is_some() {
+        let tables = manifest.table_count.unwrap_or(manifest.tables.len() as u64);
+        line("rows", &format!("{} in {tables} tables", manifest.rows));
     }
     if let Some(objects) = manifest
         .large_objects

@@ -12,8 +12,8 @@ use super::file::{File, Key, Table};
 use super::stores::stores;
 use super::table::{Since, VARIABLES, Variable};
 use super::{
-    Among, Anomaly, Config, ConnectionSettings, Databases, Flags, Place, Service, databases, form,
-    nearest,
+    Among, Anomaly, Config, ConnectionSettings, Databases, Flags, Place, Service, databases,
+    encryption, form, nearest,
 };
 use crate::error::{Error, Result};
 
@@ -143,6 +143,7 @@ fn one(
         stores,
         max_runs: file.map_or(1, |file| file.max_runs),
         compression: compression.text,
+        encryption: encryption::load(env)?,
         jobs: jobs(flags, env)?,
         connection: connection(env)?,
         program_dir: setting("PGARK_PG_BIN", env)?.map(|found| PathBuf::from(found.text)),
@@ -234,33 +235,19 @@ fn checked(name: &str, found: Setting) -> Result<Setting> {
     Ok(found)
 }
 
-/// Checks the form of what later versions use. Refuses what would hurt if it were ignored
-/// and names the rest in one line.
+/// Checks the form of what later versions use, and names it in one line.
 fn check_later(env: &Environment) -> Result<Option<String>> {
     let mut names = Vec::new();
     let mut features = Vec::new();
     for variable in VARIABLES {
-        if matches!(variable.since, Since::Now) {
-            continue;
-        }
-        let Some(found) = lookup(variable, env)? else {
+        let Since::Later(feature) = variable.since else {
             continue;
         };
-        match variable.since {
-            Since::Refused { what, hint } => {
-                return Err(Error::usage(format!(
-                    "{} is not supported by this version of pgark: {what}",
-                    found.source
-                ))
-                .hint(hint));
+        if lookup(variable, env)?.is_some() {
+            names.push(variable.name);
+            if !features.contains(&feature) {
+                features.push(feature);
             }
-            Since::Later(feature) => {
-                names.push(variable.name);
-                if !features.contains(&feature) {
-                    features.push(feature);
-                }
-            }
-            Since::Now => {}
         }
     }
     Ok((!names.is_empty()).then(|| {

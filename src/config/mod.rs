@@ -8,6 +8,7 @@
 mod anomaly;
 mod databases;
 mod docs;
+mod encryption;
 mod environment;
 mod file;
 mod form;
@@ -22,6 +23,7 @@ use std::time::Duration;
 pub use anomaly::Anomaly;
 pub use databases::Databases;
 pub use docs::markdown;
+pub use encryption::Encryption;
 pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
 pub use form::Form;
 pub use load::{config_path, load, root_dir, runs_as_owner};
@@ -74,6 +76,7 @@ pub struct Config {
     pub max_runs: usize,
     /// Checked: `gzip[:1-12]`, `zstd[:1-19]` or `none`.
     pub compression: String,
+    pub encryption: Encryption,
     /// Parallel connections, 1 to 64.
     pub jobs: usize,
     pub connection: ConnectionSettings,

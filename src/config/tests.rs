@@ -250,20 +250,11 @@ fn password_in_a_url_or_secret_never_reaches_the_message() {
 
 #[test]
 fn what_would_hurt_if_ignored_is_refused() {
-    for (name, value) in [
-        ("BACKUP_ENCRYPT_RECIPIENTS", "age1xyz"),
-        ("BACKUP_DIR", "none"),
-    ] {
-        let error = refused(&[(name, value)]);
-        assert!(error.fact.contains(name), "{error}");
-        assert!(
-            error
-                .fact
-                .contains("not supported by this version of pgark"),
-            "{error}"
-        );
-        assert!(error.hint.is_some());
+    let error = refused(&[("BACKUP_DIR", "none")]);
+    for part in ["BACKUP_DIR", "not supported by this version of pgark"] {
+        assert!(error.fact.contains(part), "{error}");
     }
+    assert!(error.hint.is_some());
     let flags = Flags {
         dir: Some("none".into()),
         ..Flags::default()

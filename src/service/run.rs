@@ -200,12 +200,28 @@ fn verify_for_legacy(
         else {
             continue;
         };
+        let identities = match app.identities_at_hand() {
+            Ok(identities) => identities.filter(|_| entry.encrypted),
+            Err(error) => return notes.push(report::failed("verify", &error)),
+        };
+        if verify::is_shallow(entry, identities) {
+            let id = &entry.id;
+            notes.push(format!("legacy backups wait for a verified one; {id} is encrypted: `pgark verify {id}` where the identity is"));
+            continue;
+        }
         (wanted.say)(&format!(
             "verifying {}: legacy backups wait for a verified one",
             entry.id
         ));
         let progress = app.progress();
-        match verify::entry(store, entry, app.config.jobs, &progress, &app.cancel) {
+        match verify::entry(
+            store,
+            entry,
+            identities,
+            app.config.jobs,
+            &progress,
+            &app.cancel,
+        ) {
             Ok(text) if text.contains("warning: ") => notes.push(text),
             Ok(_) => {}
             Err(error) => notes.push(report::failed(&format!("verify {}", entry.id), &error)),
