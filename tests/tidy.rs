@@ -17,7 +17,7 @@ const FUNCTION_LINES_MAX: usize = 60;
 
 /// What is longer today: `path` or `path::function`, and its length. Never raise one.
 const LONGER: &[(&str, usize)] = &[
-    ("src/backup/dump/mod.rs::take_once", 78),
+    ("src/backup/dump/mod.rs::take_once", 71),
     ("src/backup/dump/properties.rs::block", 65),
     ("src/backup/dump/rows.rs::plan", 65),
     (
