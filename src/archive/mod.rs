@@ -10,6 +10,8 @@ pub mod codec;
 pub mod index;
 pub mod reader;
 pub mod script;
+#[cfg(test)]
+mod sizes_tests;
 pub mod writer;
 
 pub use crate::store::{StoreReader, Written, hash};
