@@ -9,6 +9,8 @@ use crate::units::{BackupId, Codec};
 
 /// The folder of outcomes.
 pub const STATE_FOLDER: &str = ".pgark/state/";
+/// What is known of all manifests: see `known`.
+pub const CATALOG: &str = ".pgark/catalog.jsonl.zst";
 /// The lock of runs that take dumps.
 pub const DUMP_LOCK: &str = "dump";
 /// The lock of runs that take base backups.
@@ -39,17 +41,25 @@ impl Part {
 /// Outcomes that a listing shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
+    /// A person said that a suspect backup is as it should be.
+    Accepted,
     Verified,
     Proven,
     Failed,
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 3] = [Outcome::Verified, Outcome::Proven, Outcome::Failed];
+    pub const ALL: [Outcome; 4] = [
+        Outcome::Accepted,
+        Outcome::Verified,
+        Outcome::Proven,
+        Outcome::Failed,
+    ];
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Outcome::Accepted => "accepted",
             Outcome::Verified => "verified",
             Outcome::Proven => "proven",
             Outcome::Failed => "failed",

@@ -1,7 +1,9 @@
-//! Outcomes of verify and drill: small files beside the manifests, which are immutable.
+//! Outcomes of verify and drill, and what a person accepted: small files beside the manifests,
+//! which are immutable.
 //!
 //! Invariant: when outcomes contradict each other (a crash between two steps), `failed` wins.
 //! So a failure is written before the good outcomes go, and goes after a good one is written.
+//! `accepted` contradicts none of them: it answers another question.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{Outcome, STATE_FOLDER, parse_state_key, state_key};
 use crate::error::{Error, Result};
-use crate::store::{self, Put, Store};
+use crate::store::{self, Object, Put, Store};
 use crate::units::BackupId;
 
 /// The content of a state file.
@@ -43,6 +45,7 @@ pub fn record(
     let contradicted: &[Outcome] = match outcome {
         Outcome::Failed => &[Outcome::Verified, Outcome::Proven],
         Outcome::Verified | Outcome::Proven => &[Outcome::Failed],
+        Outcome::Accepted => &[],
     };
     for other in contradicted {
         store.delete(&state_key(id, *other)?)?;
@@ -61,25 +64,37 @@ pub fn forget(store: &dyn Store, id: &BackupId) -> Result<()> {
     Ok(())
 }
 
-/// The outcome that counts for each backup, with the reason of a failure.
-pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, (Outcome, Option<String>)>> {
-    let mut states = BTreeMap::new();
+/// What is known of a backup beside its manifest.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Standing {
+    /// The outcome that counts, and its file.
+    pub outcome: Option<(Outcome, Object)>,
+    pub accepted: bool,
+}
+
+/// What is known of each backup. One listing.
+pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, Standing>> {
+    let mut states: BTreeMap<BackupId, Standing> = BTreeMap::new();
     for object in store.list(STATE_FOLDER)? {
         let Some((id, outcome)) = parse_state_key(object.key.as_str()) else {
             continue;
         };
-        let reason = if outcome == Outcome::Failed {
-            // The file's name is the verdict; its content only explains.
-            let json = store::get(store, &object.key).ok().flatten();
-            json.and_then(|json| serde_json::from_slice::<Record>(&json).ok()?.reason)
-        } else {
-            None
-        };
-        let known = states.entry(id).or_insert((outcome, reason.clone()));
+        let standing = states.entry(id).or_default();
+        if outcome == Outcome::Accepted {
+            standing.accepted = true;
+            continue;
+        }
         // Declared in this order: verified < proven < failed.
-        if outcome > known.0 {
-            *known = (outcome, reason);
+        let known = standing.outcome.as_ref();
+        if known.is_none_or(|(known, _)| *known < outcome) {
+            standing.outcome = Some((outcome, object));
         }
     }
     Ok(states)
+}
+
+/// Why it failed. The file's name is the verdict; its content only explains.
+pub(super) fn reason(store: &dyn Store, file: &Object) -> Option<String> {
+    let json = store.read(&file.key, 0..file.bytes).ok()?;
+    serde_json::from_slice::<Record>(&json).ok()?.reason
 }

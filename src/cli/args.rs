@@ -48,10 +48,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "NAME")]
     pub store: Option<String>,
 
-    // Part of the contract, refused by `config::load` until there is a reader for it; a flag
-    // that does nothing but fail has no place in the help.
-    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    /// The configuration file [PGARK_CONFIG, else /etc/pgark/pgark.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Only this cluster of the configuration file
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
 }
 
 /// Where the backups lie.
@@ -117,6 +120,24 @@ Examples:
 An existing database is never touched.")]
     Restore(Restore),
 
+    /// Look what backups need and do not have, and print what mends it
+    #[command(after_help = "\
+Examples:
+  pgark check                   exit code 1 when a backup would fail or leave something out
+  pgark check --json
+
+Nothing is changed on the server, and nothing is left in a store.")]
+    Check(Check),
+
+    /// Say that a suspect backup is as it should be
+    #[command(after_help = "\
+Example:
+  pgark accept backup_app_20250122_020015
+
+A backup that holds far less than the good ones before it is suspect: it is kept, `latest` passes
+over it, and nothing of its database expires until somebody accepts it.")]
+    Accept(Accept),
+
     /// Delete the backups that nothing keeps, or show which and why
     #[command(after_help = "\
 Examples:
@@ -148,10 +169,52 @@ Example:
 Example:
   pgark demo            needs PostgreSQL's server programs; leaves nothing behind")]
     Demo(Demo),
+
+    /// Print what makes a shell complete pgark's words
+    #[command(after_help = "\
+Example:
+  pgark completions bash > /etc/bash_completion.d/pgark")]
+    Completions(Completions),
+
+    /// Print the manual page
+    #[command(after_help = "\
+Example:
+  pgark man | man -l -")]
+    Man,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Serve {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Check {
+    /// Look at this database, its name taken literally; may be repeated [DB_NAME]
+    #[arg(long, value_name = "NAME", value_parser = database)]
+    pub database: Vec<String>,
+
+    #[command(flatten)]
+    pub width: Width,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Accept {
+    /// A backup's id; those of its database that hold no less are accepted with it
+    #[arg(value_name = "BACKUP")]
+    pub backup: String,
+
     #[command(flatten)]
     pub place: Place,
 }
@@ -320,6 +383,7 @@ impl Args {
     pub fn flags(&self) -> Flags {
         let mut flags = Flags {
             config: self.global.config.clone(),
+            cluster: self.global.cluster.clone(),
             ..Flags::default()
         };
         let (place, width) = match &self.verb {
@@ -329,6 +393,11 @@ impl Args {
                 (Some(&verb.place), Some(&verb.width))
             }
             Verb::Serve(verb) => (Some(&verb.place), None),
+            Verb::Check(verb) => {
+                flags.database.clone_from(&verb.database);
+                (Some(&verb.place), Some(&verb.width))
+            }
+            Verb::Accept(verb) => (Some(&verb.place), None),
             Verb::Prune(verb) => (Some(&verb.place), None),
             Verb::Status(verb) => (Some(&verb.place), None),
             Verb::Replicate(verb) => (Some(&verb.place), None),
@@ -338,6 +407,7 @@ impl Args {
             Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
             Verb::Cat(verb) => (Some(&verb.place), None),
             Verb::Demo(verb) => (None, Some(&verb.width)),
+            Verb::Completions(_) | Verb::Man => (None, None),
         };
         flags.dir = place.and_then(|place| place.dir.clone());
         flags.jobs = width.and_then(|width| width.jobs);

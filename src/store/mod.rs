@@ -15,6 +15,7 @@ pub mod local;
 pub mod lock;
 pub mod mark;
 pub mod object;
+pub mod rights;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -79,11 +80,14 @@ impl From<Key> for String {
 }
 
 /// What a store tells of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
     pub key: Key,
     pub bytes: u64,
     pub modified: Timestamp,
+    /// What an object store shows of the contents: another one, other contents. None where there is
+    /// no such thing (a directory).
+    pub etag: Option<String>,
 }
 
 /// Whether a name may be taken already.
@@ -156,6 +160,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// `Failed` when it may still be there.
     fn delete(&self, key: &Key) -> Result<bool>;
+
+    /// Tries every right that backups need, and leaves nothing behind under this name.
+    fn try_rights(&self, key: &Key) -> Vec<rights::Tried> {
+        rights::write_read_delete(self, key)
+    }
 }
 
 /// An object in the making. Dropped unfinished, it leaves nothing.

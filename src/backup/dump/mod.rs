@@ -35,6 +35,7 @@ use self::snapshot::Snapshot;
 use self::toc::Toc;
 use crate::archive::script::{Meaning, Part, Role, Stage};
 use crate::archive::{ArtefactWriter, FrameSender, Written};
+use crate::backup::gate::Gate;
 use crate::cancel::Token;
 use crate::catalog::commit;
 use crate::catalog::manifest::{Manifest, NamedVersion, ObjectCount, TableCount};
@@ -70,6 +71,7 @@ pub struct Run<'a> {
     pub say: &'a dyn Fn(&str),
     /// Told the id before anything is written under it.
     pub announce: &'a mut dyn FnMut(&BackupId) -> Result<()>,
+    pub gate: &'a Gate<'a>,
 }
 
 /// Dumps the database that `target` names and commits the backup.
@@ -177,7 +179,7 @@ fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Ma
         warnings: schema.warnings,
         ..blank(id, &written, options, started_at)
     };
-    commit::commit(run.store, written, manifest)
+    commit::commit(run.store, written, run.gate.judged(manifest))
 }
 
 /// The script's first words.
