@@ -13,11 +13,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::anomaly::Thresholds;
 use crate::archive::{Crypt, Identities};
 use crate::backup::dump::Options;
+use crate::backup::gate::Gate;
 use crate::cancel::Token;
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::config::{Config, Databases, Environment, Flags, Place, S3, StoreConfig};
+use crate::config::{Among, Config, Databases, Environment, Flags, Place, S3, StoreConfig};
 use crate::error::{Error, Result};
 use crate::postgres::tools::Tools;
 use crate::postgres::{ConnInfo, Target, patience};
@@ -74,7 +76,7 @@ impl App {
     /// `shop/` before an id, where there are several clusters.
     #[must_use]
     pub fn prefix(&self) -> String {
-        self.before(self.config.is_one_of_several, "/")
+        self.before(self.config.among != Among::Alone, "/")
     }
 
     fn before(&self, wanted: bool, what: &str) -> String {
@@ -85,8 +87,7 @@ impl App {
     /// `shop: ` before a line for people, where it could be about several clusters.
     #[must_use]
     pub fn whose(&self) -> String {
-        let config = &self.config;
-        self.before(config.is_one_of_several && !config.is_chosen, ": ")
+        self.before(self.config.among == Among::Several, ": ")
     }
 
     /// An id without this cluster's name before it.
@@ -353,6 +354,28 @@ impl App {
             keep_yearly: keep.keep_yearly,
             keep_min: keep.keep_min,
         })
+    }
+
+    /// When a backup is suspect.
+    #[must_use]
+    pub fn thresholds(&self) -> Thresholds {
+        let set = &self.config.anomaly;
+        Thresholds {
+            rows_fall_percent: set.rows_fall_percent,
+            rows_min: set.rows_min,
+            size_fall_percent: set.size_fall_percent,
+            size_min_bytes: set.size_min_bytes,
+            table_gone: set.table_gone,
+            table_gone_rows_min: set.table_gone_rows_min,
+            history: set.history,
+        }
+    }
+
+    /// What new backups are compared with.
+    #[must_use]
+    pub fn gate<'a>(&self, catalog: &'a Catalog) -> Gate<'a> {
+        let limits = self.thresholds();
+        Gate { catalog, limits }
     }
 
     /// When dumps are taken.

@@ -5,9 +5,11 @@
 // Names on a store are exact.
 #![allow(clippy::case_sensitive_file_extension_comparisons)]
 
+mod anomaly;
 mod any_data;
 mod any_server;
 mod bad_luck;
+mod check;
 mod cli;
 mod client_key;
 mod clusters;
@@ -28,6 +30,7 @@ mod misfortune;
 mod pooler;
 mod prune;
 mod round_trip;
+mod screens;
 mod second_store;
 mod service;
 mod session;

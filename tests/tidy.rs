@@ -46,7 +46,7 @@ const LONGER: &[(&str, usize)] = &[
 /// lower floors and nothing else.
 const FLOORS: &[(u8, &[&str])] = &[
     (0, &["error", "units", "clock", "progress", "cancel"]),
-    (1, &["store", "config", "notify", "schedule"]),
+    (1, &["store", "config", "notify", "schedule", "anomaly"]),
     (2, &["archive", "catalog", "postgres", "retention"]),
     (
         3,
@@ -57,6 +57,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "status",
             "prune",
             "replicate",
+            "check",
             // The archive and the catalog together, in tests only.
             "pipeline_tests",
             "sealed_tests",

@@ -41,17 +41,25 @@ impl Part {
 /// Outcomes that a listing shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
+    /// A person said that a suspect backup is as it should be.
+    Accepted,
     Verified,
     Proven,
     Failed,
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 3] = [Outcome::Verified, Outcome::Proven, Outcome::Failed];
+    pub const ALL: [Outcome; 4] = [
+        Outcome::Accepted,
+        Outcome::Verified,
+        Outcome::Proven,
+        Outcome::Failed,
+    ];
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Outcome::Accepted => "accepted",
             Outcome::Verified => "verified",
             Outcome::Proven => "proven",
             Outcome::Failed => "failed",

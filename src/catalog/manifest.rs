@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::layout::{self, Part};
+use crate::anomaly::Fall;
 use crate::error::{Error, Result};
 use crate::store::Key;
 use crate::units::{BackupId, BackupKind, Codec};
@@ -132,6 +133,9 @@ pub struct Manifest {
     /// What pg_dump and pgark warned about.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// How it fell against the good backups before it: then it is suspect until it is accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspect: Vec<Fall>,
 }
 
 impl Manifest {
@@ -175,6 +179,7 @@ impl Manifest {
             globals: None,
             parent: None,
             warnings: Vec::new(),
+            suspect: Vec::new(),
         }
     }
 

@@ -126,6 +126,8 @@ fn help_shows_what_exists_with_an_example_for_each_verb() {
             "show",
             "verify",
             "restore",
+            "check",
+            "accept",
             "prune",
             "replicate",
             "status",

@@ -121,13 +121,22 @@ pub(super) fn choose(
     if backup != "latest" {
         let mut entry = catalog.find(backup)?.clone();
         entry.complete(store);
+        if entry.state == State::Suspect {
+            let how = entry.reason.as_deref().unwrap_or_default();
+            note(&format!("warning: {} is suspect: {how}", entry.id));
+        }
         return Ok(entry);
     }
     let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
     for newer in skipped {
         let state = newer.state.to_string();
         let reason = newer.reason.as_deref().unwrap_or(&state);
-        note(&format!("passed over {}: {reason}", newer.id));
+        let suspect = if newer.state == State::Suspect {
+            "suspect: "
+        } else {
+            ""
+        };
+        note(&format!("passed over {}: {suspect}{reason}", newer.id));
     }
     Ok(entry)
 }
@@ -148,7 +157,7 @@ pub(super) fn locate(
     };
     let wanted = global.store.as_deref();
     let found = find(wanted);
-    let whole = |entry: &Entry| entry.good || entry.state == State::Legacy;
+    let whole = |entry: &Entry| entry.is_whole() || entry.state == State::Legacy;
     let good = matches!(&found, Ok((_, entry)) if whole(entry));
     if good || wanted.is_some() {
         return found;

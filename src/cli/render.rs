@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::catalog::list::Entry;
+use crate::catalog::list::{Entry, State};
 use crate::catalog::manifest::Manifest;
 use crate::prune::Verdict;
 use crate::status::Status;
@@ -77,6 +77,10 @@ pub(super) fn entry_json<S: AsRef<str>>(entry: &Entry, stores: &[S], prefix: &st
     // A store that has lost the data does not hold the backup.
     let held = stores.iter().filter(|_| entry.artefact.is_some());
     let stores: Vec<&str> = held.map(AsRef::as_ref).collect();
+    let suspect = entry.summary.as_ref();
+    let suspect = suspect
+        .filter(|_| entry.state == State::Suspect)
+        .map_or(&[][..], |summary| &summary.suspect);
     json!({
         "id": format!("{prefix}{}", entry.id),
         "kind": entry.kind.to_string(),
@@ -87,6 +91,7 @@ pub(super) fn entry_json<S: AsRef<str>>(entry: &Entry, stores: &[S], prefix: &st
         "state": entry.state,
         "good": entry.good,
         "reason": entry.reason,
+        "suspect": suspect,
         "bytes": entry.bytes,
         "raw_bytes": entry.raw_bytes,
         "encrypted": entry.encrypted,

@@ -12,8 +12,8 @@ use super::file::{File, Key, Table};
 use super::stores::stores;
 use super::table::{Since, VARIABLES, Variable};
 use super::{
-    Config, ConnectionSettings, Databases, Flags, Place, Service, databases, encryption, form,
-    nearest,
+    Among, Anomaly, Config, ConnectionSettings, Databases, Flags, Place, Service, databases,
+    encryption, form, nearest,
 };
 use crate::error::{Error, Result};
 
@@ -131,8 +131,11 @@ fn one(
     };
     Ok(Config {
         cluster: cluster.name.clone(),
-        is_one_of_several: several,
-        is_chosen: flags.cluster.is_some(),
+        among: match (several, &flags.cluster) {
+            (false, _) => Among::Alone,
+            (true, None) => Among::Several,
+            (true, Some(_)) => Among::Chosen,
+        },
         environment: env.clone(),
         databases,
         databases_given,
@@ -146,6 +149,7 @@ fn one(
         program_dir: setting("PGARK_PG_BIN", env)?.map(|found| PathBuf::from(found.text)),
         lock_timeout: form::duration(&required("PGARK_LOCK_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(60)),
+        anomaly: file.map_or_else(Anomaly::default, |file| file.anomaly),
         service: service(env)?,
         runs_as_owner: runs_as_owner(env)?,
         warnings,

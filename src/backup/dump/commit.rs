@@ -50,7 +50,6 @@ pub(super) fn commit(
     let Crypt::Age(recipients) = crypt else {
         return catalog::commit(store, written, manifest);
     };
-    manifest.encrypted = true;
     manifest.recipients = recipients.names();
     let details = manifest.conceal(&|json| crypt::seal(recipients, json))?;
     Ok(catalog::commit(store, written, manifest)?.with(details))

@@ -36,6 +36,7 @@ use self::snapshot::Snapshot;
 use self::toc::Toc;
 use crate::archive::script::{Meaning, Part, Role, Stage};
 use crate::archive::{Crypt, FrameSender, Written};
+use crate::backup::gate::Gate;
 use crate::cancel::Token;
 use crate::catalog::commit::free_id;
 use crate::catalog::manifest::{Manifest, NamedVersion, ObjectCount, TableCount};
@@ -72,6 +73,7 @@ pub struct Run<'a> {
     pub say: &'a dyn Fn(&str),
     /// Told the id before anything is written under it.
     pub announce: &'a mut dyn FnMut(&BackupId) -> Result<()>,
+    pub gate: &'a Gate<'a>,
 }
 
 /// Dumps the database that `target` names and commits the backup.
@@ -172,6 +174,7 @@ fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Ma
         warnings: schema.warnings,
         ..blank(id, &written, options, started_at)
     };
+    let manifest = run.gate.judged(manifest);
     commit::commit(run.store, written, manifest, &options.crypt)
 }
 
@@ -188,6 +191,8 @@ fn about(database: &str, toc: &Toc, started_at: Timestamp) -> String {
 fn blank(id: BackupId, written: &Written, options: &Options, started_at: Timestamp) -> Manifest {
     let mut manifest = Manifest::new(id, options.codec, started_at, crate::clock::now());
     manifest.cluster.clone_from(&options.cluster);
+    // Before the gate: what it says of an encrypted one names no table.
+    manifest.encrypted = options.crypt.is_encrypted();
     manifest.raw_bytes = written.raw_bytes;
     manifest.frames = written.frames;
     manifest
