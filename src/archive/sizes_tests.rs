@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::crypt::Crypt;
 use super::index::{Index, IndexWriter, digest, meaning};
 use super::script::{FRAME_RAW_BYTES, Meaning, frame_raw_bytes};
 use crate::store::local::LocalStore;
@@ -25,7 +26,7 @@ fn the_index_of_5_tb_is_small_on_the_store_and_in_memory() {
     let store = LocalStore::open(scratch.path()).unwrap();
     let key = Key::new("x.idx").unwrap();
     let upload = store.create(&key, Put::Replace).unwrap();
-    let mut writer = IndexWriter::start(upload, Codec::GZIP).unwrap();
+    let mut writer = IndexWriter::start(upload, Codec::GZIP, &Crypt::None).unwrap();
     let (mut sent, mut frames) = (0_u64, 0_u64);
     while sent < 5 * TERABYTE {
         let raw = frame_raw_bytes(sent, 4) as u64;
@@ -48,7 +49,7 @@ fn the_index_of_5_tb_is_small_on_the_store_and_in_memory() {
     let (bytes, sha256) = (written.bytes, written.sha256);
     written.upload.finish().unwrap();
     let before = resident_bytes();
-    let index = Index::read(&store, &key, &sha256).unwrap();
+    let index = Index::read(&store, &key, &sha256, None).unwrap();
     let meanings: Vec<Meaning> = index
         .frames
         .iter()
