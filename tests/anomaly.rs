@@ -222,8 +222,12 @@ fn the_service_marks_it_is_not_healthy_and_is_so_again_when_it_is_accepted() {
 fn the_second_store_gets_the_suspect_one_holds_its_own_and_is_told() {
     let (site, garage) = (Site::new("held_there"), Garage::start());
     let port = garage.port;
-    let pgark =
-        |verb: &[&str]| with_bucket(site.pgark(verb), port).env("BACKUP_RETENTION_DAYS", "30");
+    let pgark = |verb: &[&str]| {
+        let pgark = with_bucket(site.pgark(verb), port);
+        let pgark = pgark.env("BACKUP_RETENTION_DAYS", "30");
+        pgark.env("S3_RETENTION_DAYS", "22")
+    };
+    let older = backup_at(&site, "-25d");
     let old = backup_at(&site, "-20d");
     pgark(&["replicate"]).run().assert_code(0);
     site.server.psql("held_there", "DROP TABLE line CASCADE");
@@ -251,6 +255,7 @@ fn the_second_store_gets_the_suspect_one_holds_its_own_and_is_told() {
             .map(|one| one["state"].clone())
     };
     assert_eq!(state(&id), Some("suspect".into()));
+    assert_eq!(state(&older), None, "expired there, and not copied again");
     // Accepted while the second store is away: it is told later.
     let away = pgark(&["accept", &id])
         .env("S3_ENDPOINT", "http://127.0.0.1:9")

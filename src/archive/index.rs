@@ -65,6 +65,9 @@ struct Tail {
     raw: u64,
 }
 
+/// How the last line begins, and no other.
+const TAIL_START: &str = "{\"frames\":";
+
 /// A frame's short digest.
 #[must_use]
 pub fn digest(bytes: &[u8]) -> [u8; 16] {
@@ -205,7 +208,8 @@ fn parse(source: &mut impl BufRead) -> std::result::Result<Index, String> {
     let mut total = Tail::default();
     loop {
         let line = next()?;
-        if let Ok(tail) = serde_json::from_str::<Tail>(&line) {
+        if line.starts_with(TAIL_START) {
+            let tail: Tail = serde_json::from_str(&line).map_err(json)?;
             let same =
                 (tail.frames, tail.bytes, tail.raw) == (total.frames, total.bytes, total.raw);
             if !same || next().is_ok() {

@@ -12,6 +12,8 @@ pub mod index;
 pub mod reader;
 pub mod script;
 mod sink;
+#[cfg(test)]
+mod sizes_tests;
 pub mod writer;
 
 pub use crate::store::{StoreReader, Written, hash};

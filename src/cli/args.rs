@@ -422,7 +422,7 @@ impl Args {
             Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
             Verb::Cat(verb) => (Some(&verb.place), None),
             Verb::Demo(verb) => (None, Some(&verb.width)),
-            Verb::Completions(_) | Verb::Man | Verb::Keygen(_) => (None, None),
+            Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => (None, None),
         };
         flags.dir = place.and_then(|place| place.dir.clone());
         flags.jobs = width.and_then(|width| width.jobs);

@@ -170,9 +170,14 @@ fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
     let here = list::load(first.as_ref())?;
     let policy = app.policy(name)?;
     let keeps = |catalog: &Catalog| {
-        let plan = prune::plan(catalog, &policy, clock::now());
+        // A suspect one is copied, but what it holds back here was expired there long ago.
+        let suspect = |entry: &Entry| entry.state == State::Suspect;
+        let (suspect, entries) = catalog.entries.iter().cloned().partition(suspect);
+        let plan = prune::plan(&Catalog { entries }, &policy, clock::now());
         let kept = plan.verdicts.into_iter().filter(|verdict| verdict.keep);
-        kept.map(|verdict| verdict.entry.id).collect()
+        let suspect: Vec<Entry> = suspect;
+        let kept = kept.map(|verdict| verdict.entry).chain(suspect);
+        kept.map(|entry| entry.id).collect()
     };
     let pending = replicate::pending(&here, &there, &keeps);
     let hold = |entry: &Entry| app.reading(entry);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Options;
 use crate::archive::crypt::{self, Crypt};
 use crate::archive::{ArtefactWriter, Written};
+use crate::backup::gate::Gate;
 use crate::catalog::{self, Manifest};
 use crate::error::Result;
 use crate::progress::Progress;
@@ -46,7 +47,11 @@ pub(super) fn commit(
     written: Written,
     mut manifest: Manifest,
     crypt: &Crypt,
+    gate: &Gate<'_>,
 ) -> Result<Manifest> {
+    // The gate names no table of what is encrypted.
+    manifest.encrypted = crypt.is_encrypted();
+    let mut manifest = gate.judged(manifest);
     let Crypt::Age(recipients) = crypt else {
         return catalog::commit(store, written, manifest);
     };

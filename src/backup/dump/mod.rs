@@ -174,8 +174,7 @@ fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Ma
         warnings: schema.warnings,
         ..blank(id, &written, options, started_at)
     };
-    let manifest = run.gate.judged(manifest);
-    commit::commit(run.store, written, manifest, &options.crypt)
+    commit::commit(run.store, written, manifest, &options.crypt, run.gate)
 }
 
 /// The script's first words.
@@ -191,8 +190,6 @@ fn about(database: &str, toc: &Toc, started_at: Timestamp) -> String {
 fn blank(id: BackupId, written: &Written, options: &Options, started_at: Timestamp) -> Manifest {
     let mut manifest = Manifest::new(id, options.codec, started_at, crate::clock::now());
     manifest.cluster.clone_from(&options.cluster);
-    // Before the gate: what it says of an encrypted one names no table.
-    manifest.encrypted = options.crypt.is_encrypted();
     manifest.raw_bytes = written.raw_bytes;
     manifest.frames = written.frames;
     manifest
@@ -358,7 +355,7 @@ pub fn take_globals(
     };
     debug_assert_eq!(manifest.kind, BackupKind::Globals);
     Ok((
-        commit::commit(run.store, written, manifest, &options.crypt)?,
+        commit::commit(run.store, written, manifest, &options.crypt, run.gate)?,
         globals.notice,
     ))
 }
