@@ -190,8 +190,6 @@ fn about(database: &str, toc: &Toc, started_at: Timestamp) -> String {
 fn blank(id: BackupId, written: &Written, options: &Options, started_at: Timestamp) -> Manifest {
     let mut manifest = Manifest::new(id, options.codec, started_at, crate::clock::now());
     manifest.cluster.clone_from(&options.cluster);
-    // Before the gate: what it says of an encrypted one names no table.
-    manifest.encrypted = options.crypt.is_encrypted();
     manifest.raw_bytes = written.raw_bytes;
     manifest.frames = written.frames;
     manifest
