@@ -29,6 +29,25 @@ use crate::units::Codec;
 pub const LOCAL: &str = "local";
 pub const S3: &str = "s3";
 
+/// Where a server is: what another one never takes from pgark's own, nor from the environment.
+const PLACE: [&str; 7] = [
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "service",
+    "servicefile",
+    "target_session_attrs",
+];
+const PLACE_VARIABLES: [&str; 6] = [
+    "PGHOST",
+    "PGHOSTADDR",
+    "PGPORT",
+    "PGDATABASE",
+    "PGSERVICE",
+    "PGTARGETSESSIONATTRS",
+];
+
 /// Everything that a verb works with.
 pub struct App {
     pub config: Config,
@@ -179,7 +198,14 @@ impl App {
     /// # Errors
     /// `Usage` for a contradictory configuration, `Failed` when nothing answers.
     pub fn pin(&self, names: &[String]) -> Result<Target> {
-        let target = self.target()?;
+        Self::pin_to(&self.target()?, names)
+    }
+
+    /// The same for another server.
+    ///
+    /// # Errors
+    /// As [`Self::pin`].
+    pub fn pin_to(target: &Target, names: &[String]) -> Result<Target> {
         let mut result = Client::connect(&target.with_database("postgres"));
         for name in names.iter().map(String::as_str).chain(["template1"]) {
             // Missing, or closed to us: that database's fault and not the server's.
@@ -202,6 +228,59 @@ impl App {
     /// `Usage` for a contradictory configuration.
     pub fn target(&self) -> Result<Target> {
         self.info()?.resolve()
+    }
+
+    /// Another server by a connection string. What it does not say of user, password and TLS is as
+    /// for pgark's own server; where that one is, is not asked.
+    ///
+    /// # Errors
+    /// `Usage` for a string that is malformed or names no server.
+    pub fn elsewhere(&self, text: &str) -> Result<Target> {
+        let said = ConnInfo::parse(text).map_err(|error| error.context("--server"))?;
+        let named = ["host", "hostaddr", "service"];
+        if !named.iter().any(|key| said.get(key).is_some()) {
+            return Err(Error::usage("--server names no host")
+                .hint("--server 'host=db2.example port=5432', a URI, or service=NAME"));
+        }
+        let own_user = self.info()?.get("user").map(str::to_owned);
+        // First the service that it names, then pgark's own settings, then what libpq knows.
+        let files = ["HOME", "PGSERVICEFILE", "PGSYSCONFDIR"];
+        let only = |wanted: &dyn Fn(&str) -> bool, name: &str| {
+            self.environment
+                .get(name)
+                .filter(|_| wanted(name))
+                .map(str::to_owned)
+        };
+        let mut info = said.or_environment(&|name| only(&|name| files.contains(&name), name))?;
+        let settings = &self.config.connection;
+        // Another user's password is another one: the password file may know it.
+        if let Some(password) = &settings.password
+            && info.get("password").is_none()
+            && info.get("passfile").is_none()
+            && info
+                .get("user")
+                .is_none_or(|user| Some(user) == own_user.as_deref())
+        {
+            info.set("password", password.expose())?;
+            let origin = settings.password_source.clone();
+            info.set_password_origin(origin.unwrap_or_else(|| "pgark's own settings".to_owned()));
+        }
+        let fill = |info: &mut ConnInfo, from: &[(String, String)]| {
+            for (key, value) in from {
+                if info.get(key).is_none() && !PLACE.contains(&key.as_str()) {
+                    info.set(key, value)?;
+                }
+            }
+            Ok::<(), Error>(())
+        };
+        fill(&mut info, &settings.explicit)?;
+        let mut info =
+            info.or_environment(&|name| only(&|name| !PLACE_VARIABLES.contains(&name), name))?;
+        fill(&mut info, &settings.defaults)?;
+        if info.get("application_name").is_none() {
+            info.set("application_name", "pgark")?;
+        }
+        info.resolve()
     }
 
     fn info(&self) -> Result<ConnInfo> {

@@ -10,6 +10,7 @@ mod demo;
 mod read;
 mod render;
 mod restore;
+mod restore_page;
 mod service;
 
 use std::io::Write;
