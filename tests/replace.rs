@@ -288,7 +288,7 @@ fn the_swap_by_hand_that_the_message_shows_works() {
     let busy = running.wait().assert_code(6);
     let hint = busy
         .stderr
-        .split("by hand: ")
+        .split("to be set anew: ")
         .nth(1)
         .unwrap()
         .lines()
@@ -380,6 +380,50 @@ fn what_cannot_be_replaced_is_refused() {
         &table_digest(&stage.server, "staging"),
     );
     assert_eq!(stage.named("staging\\_replaced\\_%").len(), 1);
+}
+
+/// What the swap will not be allowed to do shows before the long work.
+#[test]
+fn a_setting_that_the_role_may_not_carry_over_is_told_before_the_work() {
+    let stage = Stage::plain(17);
+    stage.sql(
+        "CREATE ROLE small LOGIN CREATEDB PASSWORD 'sup3r secret'; ALTER DATABASE app OWNER TO small",
+    );
+    stage.server.psql(
+        "app",
+        "REASSIGN OWNED BY postgres TO small; SELECT lo_unlink(oid) FROM pg_largeobject_metadata",
+    );
+    let store = TempDir::new();
+    backup(&stage.server, "app", &store);
+    stage.sql("ALTER DATABASE app SET log_min_duration_statement = 0");
+    let replace = || {
+        let args = ["restore", "latest", "--replace", "-q"];
+        let pgark = Pgark::new(args).server(&stage.server).store(store.path());
+        pgark.env("DB_USER", "small").run()
+    };
+    let refused = replace().assert_code(1);
+    refused
+        .assert_says("cannot carry over: ALTER DATABASE")
+        .assert_says("permission denied to set parameter \"log_min_duration_statement\"");
+    stage.assert_untouched();
+    stage.sql("ALTER DATABASE app RESET ALL; ALTER DATABASE app SET work_mem = '7MB'");
+    replace().assert_code(0);
+    let settings = "SELECT setconfig FROM pg_db_role_setting, pg_database d WHERE setdatabase = d.oid AND datname = 'app'";
+    assert_eq!(stage.sql(settings), "{work_mem=7MB}");
+    let owner = "SELECT datdba::regrole FROM pg_database WHERE datname = 'app'";
+    assert_eq!(stage.sql(owner), "small");
+}
+
+#[test]
+fn another_encoding_today_is_said() {
+    let stage = Stage::plain(15);
+    stage.sql("DROP DATABASE app");
+    stage.sql("CREATE DATABASE app TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
+    let done = stage.replace(&[]).run().assert_code(0);
+    done.assert_says("encoding: LATIN1 today, UTF8 in the backup")
+        .assert_says("collate: C today, C.UTF-8 in the backup");
+    let encoding = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'app'";
+    assert_eq!(stage.sql(encoding), "UTF8");
 }
 
 #[test]

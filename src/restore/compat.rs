@@ -238,6 +238,35 @@ fn names(admin: &mut Client, wanted: &Wanted<'_>, report: &mut Report) -> Result
     Ok(())
 }
 
+/// What the backup's database is made of, where the live one is made of something else.
+pub(super) fn differences(backup: &serde_json::Value, live: &serde_json::Value) -> Vec<String> {
+    let keys = [
+        "encoding",
+        "collate",
+        "ctype",
+        "locale_provider",
+        "locale",
+        "icu_rules",
+    ];
+    let text = |of: &serde_json::Value, key: &str| {
+        of.get(key)
+            .and_then(|value| value.as_str().map(str::to_owned))
+    };
+    let differ = keys
+        .iter()
+        .filter(|key| text(backup, key) != text(live, key));
+    differ
+        .map(|key| {
+            let shown = |of| text(of, key).unwrap_or_else(|| "none".to_owned());
+            format!(
+                "{key}: {} today, {} in the backup, and so it will be",
+                shown(live),
+                shown(backup)
+            )
+        })
+        .collect()
+}
+
 /// Encoding and locale of the new database. A locale that the server's machine has not cannot be
 /// seen in any catalog, but a setting of it is refused.
 fn locale(admin: &mut Client, properties: &serde_json::Value, report: &mut Report) -> Result<()> {
@@ -314,8 +343,13 @@ fn abilities(admin: &mut Client, wanted: &Wanted<'_>, report: &mut Report) -> Re
     } else {
         "MEMBER"
     };
+    let mut owners = wanted.needs.owners.clone();
+    let of_database = wanted
+        .properties
+        .and_then(|properties| properties.get("owner")?.as_str());
+    owners.extend(of_database.map(|owner| owner.as_bytes().to_vec()));
     let mut foreign = Vec::new();
-    for owner in &wanted.needs.owners {
+    for owner in &owners {
         let literal = quote_literal_bytes(owner);
         let sql = [
             b"SELECT FROM pg_catalog.pg_roles WHERE rolname = ".as_slice(),

@@ -286,6 +286,9 @@ impl<'a> Source<'a> {
             coming,
             place,
         };
+        if let (Some(backup), Some(live)) = (&self.manifest.properties, stead) {
+            report.notes.extend(compat::differences(backup, live));
+        }
         compat::look(admin, &wanted, report)
     }
 
@@ -321,8 +324,7 @@ impl<'a> Source<'a> {
             backup: self.manifest.id.as_str(),
             replaces: job.stead.map(|stead| stead.old.as_str()),
         };
-        let mut database = NewDatabase::create(job.target, &birth)?;
-        let notes = std::mem::take(&mut database.notes);
+        let database = NewDatabase::create(job.target, &birth)?;
         let run = Run::new(self, texts, job);
         // After a signal the failure is only that a connection was closed.
         let result = job
@@ -333,7 +335,7 @@ impl<'a> Source<'a> {
             .and_then(|()| run.all(&plan))
             .map_err(|error| job.cancel.check().err().unwrap_or(error));
         let warnings = database.settle(result, job.keep)?;
-        Ok(self.restored(job, &plan, [notes, warnings].concat()))
+        Ok(self.restored(job, &plan, warnings))
     }
 
     /// Brings the chosen tables into the database of this name, which exists: all or nothing.

@@ -43,8 +43,7 @@ pub fn restore(source: &Source<'_>, job: &Job<'_>) -> Result<Vec<String>> {
         backup: source.id,
         replaces: job.stead.map(|stead| stead.old.as_str()),
     };
-    let mut database = NewDatabase::create(job.target, &birth)?;
-    let notes = std::mem::take(&mut database.notes);
+    let database = NewDatabase::create(job.target, &birth)?;
     let target = job.target.with_database(job.name);
     let result = job
         .stead
@@ -52,9 +51,9 @@ pub fn restore(source: &Source<'_>, job: &Job<'_>) -> Result<Vec<String>> {
             Replacement::rehearse(stead, job.target, job.name)
         })
         .and_then(|()| feed(source, &target, job.progress, job.cancel))
+        .map(|()| Vec::new())
         .map_err(|error| job.cancel.check().err().unwrap_or(error));
-    database.settle(result, job.keep)?;
-    Ok(notes)
+    database.settle(result, job.keep)
 }
 
 fn feed(source: &Source<'_>, target: &Target, progress: &Progress, cancel: &Token) -> Result<()> {

@@ -7,10 +7,12 @@
 //! Invariant: only a database whose mark names that very database, and whose lock is free, counts
 //! as a remain. A comment that was copied, or a database that somebody renamed, does not.
 
+use std::io::Read as _;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::postgres::{Client, quote_ident, quote_literal};
 
 /// First key of the advisory locks of restores, "pgrs"; the second is the name's hash.
@@ -103,7 +105,60 @@ fn key(name: &str) -> i32 {
     i32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
-/// Removes a database that is provably a remain: the caller holds its lock.
+/// What a database is called before it has its mark.
+const TEMPORARY: &str = "pgark_making_";
+
+/// A temporary name that nobody else thinks of.
+pub(super) fn temporary_name() -> Result<String> {
+    let mut bytes = [0_u8; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context(|| "cannot read random numbers".to_owned())?;
+    Ok(format!("{TEMPORARY}{}", hex::encode(bytes)))
+}
+
+/// Removes what restores left that were killed before they could mark their database. The server
+/// may still be making one: its session holds the lock until it has noticed.
+pub(super) fn clear_temporary(admin: &mut Client) -> Result<Vec<String>> {
+    let rows = admin.query(format!(
+        "SELECT datname FROM pg_catalog.pg_database WHERE datname ~ '^{TEMPORARY}[0-9a-f]{{16}}$'"
+    ))?;
+    let mut notes = Vec::new();
+    for name in rows.iter().filter_map(|row| row.opt_str(0)) {
+        if try_lock(admin, name)? {
+            notes.push(remove_remain(admin, name)?);
+        }
+    }
+    Ok(notes)
+}
+
+/// Removes what a dead restore left, whose lock the caller holds; gives the words for it.
+///
+/// # Errors
+/// `Busy` when somebody works with it: then it is worth something to them.
+pub(super) fn remove_remain(admin: &mut Client, name: &str) -> Result<String> {
+    let rows = admin.query(format!(
+        "SELECT pid FROM pg_catalog.pg_stat_activity WHERE datname = {} AND backend_type = 'client backend' \
+         AND coalesce(application_name, '') NOT LIKE 'pgark%'",
+        quote_literal(name)
+    ))?;
+    if let Some(row) = rows.first() {
+        let pid = row.opt_str(0).unwrap_or("?");
+        return Err(Error::busy(format!(
+            "database {name:?} is what an interrupted restore left half-made, but somebody is connected to it (pid {pid}); nothing was touched"
+        ))
+        .hint(format!(
+            "end that session and run this again; or, to keep the database: COMMENT ON DATABASE {} IS NULL;",
+            quote_ident(name)
+        )));
+    }
+    remove(admin, name)?;
+    Ok(format!(
+        "database {name:?}, which an interrupted restore had left half-made, was removed first"
+    ))
+}
+
+/// Removes a database that is provably ours: the caller made it, or holds its lock.
 pub(super) fn remove(admin: &mut Client, name: &str) -> Result<()> {
     let quoted = quote_ident(name);
     // Half-made or of a template, it may refuse connections or its own drop.

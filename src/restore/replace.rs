@@ -221,8 +221,7 @@ impl Replacement {
         for name in &view.remains {
             // Dead, or its lock would be held.
             if mark::try_lock(&mut admin, name)? {
-                mark::remove(&mut admin, name)?;
-                notes.push(format!("database {name:?}, which an interrupted restore had left half-made, was removed first"));
+                notes.push(mark::remove_remain(&mut admin, name)?);
             }
         }
         Ok(Replacement {
@@ -260,6 +259,12 @@ impl Replacement {
             let live = carry::read(&mut self.admin, &old, new)?.ok_or_else(|| {
                 self.refused(new, &Error::failed(format!("database {old:?} is gone")))
             })?;
+            // Hours may have passed since the first look.
+            let mut report = Report::default();
+            hindrances(&mut self.admin, &old, &mut report)?;
+            report
+                .verdict()
+                .map_err(|error| self.refused(new, &error))?;
             let sessions = connected(&mut self.admin, live.oid)?;
             if !sessions.is_empty() && !self.disconnect {
                 return Err(self.still_connected(new, &sessions));
@@ -392,7 +397,7 @@ impl Replacement {
         let (old, new) = (quote_ident(&self.stead.old), quote_ident(new));
         let kept = quote_ident(&fresh_name(&self.stead.old, "replaced"));
         format!(
-            "; by hand: BEGIN; ALTER DATABASE {old} RENAME TO {kept}; ALTER DATABASE {new} ALLOW_CONNECTIONS true; ALTER DATABASE {new} RENAME TO {old}; COMMIT;"
+            "; by hand, with rights and settings to be set anew: BEGIN; ALTER DATABASE {old} RENAME TO {kept}; ALTER DATABASE {new} ALLOW_CONNECTIONS true; ALTER DATABASE {new} RENAME TO {old}; COMMIT;"
         )
     }
 }

@@ -1,8 +1,10 @@
 //! The new database that a restore fills: created like the source, removed when it fails.
 //!
 //! Invariants: a restore only ever removes a database that it created itself, or one that is
-//! marked as the remain of a restore that is dead (`mark`). A crash leaves a marked database, which the
-//! next restore into that name, or with `--replace` in that place, clears away.
+//! marked as the remain of a restore that is dead (`mark`). A database is created under a temporary
+//! name and gets its own name, its mark and its owner in one transaction. So a crash leaves a temporary
+//! name or a marked database, which the next restore clears away: the one whoever comes next, the
+//! other a restore into that name or, with `--replace`, in that place.
 
 use super::mark::{self, Mark, State};
 use crate::error::{Error, Result};
@@ -60,8 +62,8 @@ pub(super) struct NewDatabase {
     admin: Client,
     name: String,
     mark: Mark,
-    /// What was cleared away first.
-    pub notes: Vec<String>,
+    /// What was cleared away first, and what else there is to say.
+    notes: Vec<String>,
 }
 
 impl NewDatabase {
@@ -78,45 +80,43 @@ impl NewDatabase {
         let mut notes = Vec::new();
         refuse_existing(&mut admin, name)?;
         if exists(&mut admin, name)? {
-            mark::remove(&mut admin, name)?;
-            notes.push(format!(
-                "database {name:?}, which an interrupted restore had left half-made, was removed first"
-            ));
+            notes.push(mark::remove_remain(&mut admin, name)?);
         }
-        let sql = create_statement(name, birth.properties, admin.server_version_num());
-        admin.execute(sql).map_err(|error| match error.sqlstate.as_deref() {
-            Some("42704") => error
-                .context(format!("cannot create database {name:?}"))
-                .hint("the owner, tablespace or locale of the source is missing here: restore the globals first (--globals)"),
-            _ => error.context(format!("cannot create database {name:?}")),
-        })?;
+        notes.extend(mark::clear_temporary(&mut admin)?);
         let mark = Mark {
             database: name.to_owned(),
             backup: birth.backup.to_owned(),
             state: State::Loading,
             replaces: birth.replaces.map(str::to_owned),
         };
-        let mut database = NewDatabase {
+        create_marked(&mut admin, &mark, birth.properties)
+            .map_err(|error| match error.sqlstate.as_deref() {
+                Some("42704") => error
+                    .context(format!("cannot create database {name:?}"))
+                    .hint("the owner, tablespace or locale of the source is missing here: restore the globals first (--globals)"),
+                _ => error.context(format!("cannot create database {name:?}")),
+            })?;
+        Ok(NewDatabase {
             admin,
             name: name.to_owned(),
             mark,
             notes,
-        };
-        match database.mark.put(&mut database.admin) {
-            Ok(()) => Ok(database),
-            Err(error) => database.settle(Err(error), false),
-        }
+        })
     }
 
-    /// Keeps the database after success; after a failure removes it, unless it is to be kept.
+    /// Keeps the database after success; after a failure removes it, unless it is to be kept. Gives the
+    /// restore's warnings after its own.
     ///
     /// One that is to take another's place is closed to everybody, so that it stays what it is.
     ///
     /// # Errors
     /// The restore's own; with the statement that removes the database by hand where that failed.
-    pub(super) fn settle<T>(mut self, result: Result<T>, keep: bool) -> Result<T> {
+    pub(super) fn settle(mut self, result: Result<Vec<String>>, keep: bool) -> Result<Vec<String>> {
         let name = self.name.clone();
-        let result = result.and_then(|value| self.keep().map(|()| value));
+        let result = result.and_then(|warnings| {
+            self.keep()?;
+            Ok([std::mem::take(&mut self.notes), warnings].concat())
+        });
         result.map_err(|error| {
             if keep {
                 let _ = mark::clear(&mut self.admin, &name);
@@ -135,8 +135,14 @@ impl NewDatabase {
 
     fn keep(&mut self) -> Result<()> {
         if self.mark.replaces.is_none() {
-            // Where the restore could not keep the database its own, its comment is not ours to change.
-            let _ = mark::clear(&mut self.admin, &self.name);
+            // A role that may act as the owner but has not its rights cannot; the rows are whole.
+            if let Err(error) = mark::clear(&mut self.admin, &self.name) {
+                self.notes.push(format!(
+                    "its mark stays: {}; take it away, or the next restore into that name removes the database: COMMENT ON DATABASE {} IS NULL;",
+                    error.fact.lines().next().unwrap_or_default(),
+                    quote_ident(&self.name)
+                ));
+            }
             return Ok(());
         }
         self.mark.state = State::Ready;
@@ -147,6 +153,44 @@ impl NewDatabase {
             quote_ident(&self.name)
         ))
     }
+}
+
+/// Creates it under a temporary name, which is its mark until it has one.
+fn create_marked(
+    admin: &mut Client,
+    mark: &Mark,
+    properties: Option<&serde_json::Value>,
+) -> Result<()> {
+    let temporary = mark::temporary_name()?;
+    mark::lock(admin, &temporary)?;
+    let version = admin.server_version_num();
+    admin.execute(create_statement(&temporary, properties, version))?;
+    let owner = properties
+        .and_then(|properties| properties.get("owner"))
+        .and_then(serde_json::Value::as_str);
+    let named = admin
+        .execute(format!(
+            "BEGIN; ALTER DATABASE {} RENAME TO {}",
+            quote_ident(&temporary),
+            quote_ident(&mark.database)
+        ))
+        .and_then(|()| mark.put(admin))
+        .and_then(|()| match owner {
+            // From here on, because the owner may need its rights in the schema public.
+            Some(owner) => admin.execute(format!(
+                "ALTER DATABASE {} OWNER TO {}",
+                quote_ident(&mark.database),
+                quote_ident(owner)
+            )),
+            None => Ok(()),
+        })
+        .and_then(|()| admin.execute("COMMIT"));
+    named.map_err(|error| {
+        if admin.execute("ROLLBACK").is_ok() {
+            let _ = mark::remove(admin, &temporary);
+        }
+        error
+    })
 }
 
 /// Refuses the name of a database that exists, unless it is what a killed restore left half-made.
@@ -241,7 +285,6 @@ fn create_statement(
             None => {}
         }
     }
-    add("OWNER", text("owner"), true);
     add(
         "TABLESPACE",
         text("tablespace").filter(|name| *name != "pg_default"),
@@ -264,11 +307,11 @@ mod tests {
     #[test]
     fn a_hostile_name_stays_a_name() {
         let properties = serde_json::json!({"encoding": "UTF8", "collate": "C", "ctype": "C", "locale_provider": "i",
-            "locale": "de-u-co-phonebk", "owner": "o\"; DROP", "tablespace": "pg_default"});
+            "locale": "de-u-co-phonebk", "owner": "o", "tablespace": "t\"; DROP"});
         assert_eq!(
             super::create_statement("a\"b", Some(&properties), 170_000),
             "CREATE DATABASE \"a\"\"b\" TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' \
-             LOCALE_PROVIDER \"icu\" ICU_LOCALE 'de-u-co-phonebk' OWNER \"o\"\"; DROP\""
+             LOCALE_PROVIDER \"icu\" ICU_LOCALE 'de-u-co-phonebk' TABLESPACE \"t\"\"; DROP\""
         );
     }
 }

@@ -148,3 +148,86 @@ fn only_what_is_provably_a_remain_is_removed() {
     assert_eq!(stage.named("copied"), ["copied"]);
     assert_eq!(stage.named("app\\_restored\\_%"), Vec::<String>::new());
 }
+
+/// The server goes on making a database for a client that is dead, before it has a mark.
+#[test]
+fn killed_while_the_server_makes_the_database_leaves_a_temporary_name_that_is_cleared() {
+    let stage = Stage::plain(15);
+    let held = "BEGIN; ALTER DATABASE template0 RENAME TO elsewhere; SELECT pg_sleep(600)";
+    let holder = Session::start(&stage.server, "postgres", held);
+    until("the lock", || {
+        stage.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == "1"
+    });
+    let making =
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE \"pgark%'";
+    let running = stage.replace(&[]).spawn();
+    until("CREATE DATABASE", || {
+        stage.sql(&format!("{making} AND wait_event_type = 'Lock'")) == "1"
+    });
+    running.signal("KILL");
+    running.wait().assert_code(137);
+    drop(holder);
+    until("the database", || !stage.named("pgark%").is_empty());
+    until("its session to end", || stage.sql(making) == "0");
+    let left = stage.named("pgark%").remove(0);
+    let removed = format!("{left:?}, which an interrupted restore had left half-made");
+    stage
+        .replace(&[])
+        .run()
+        .assert_code(0)
+        .assert_says(&removed);
+    assert_eq!(stage.named("pgark%"), Vec::<String>::new());
+    stage.assert_swapped();
+}
+
+/// Somebody found the half-made database and works with it.
+#[test]
+fn a_remain_that_is_in_use_is_not_removed() {
+    let stage = Stage::plain(17);
+    let mut running = stage.replace(&[]).spawn();
+    let loading = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY public.bulk%'";
+    until("loading", || {
+        !running.is_alive() || stage.sql(loading) != "0"
+    });
+    running.signal("KILL");
+    running.wait().assert_code(137);
+    let left = stage.named("app\\_restored\\_%").remove(0);
+    let session = Session::start(&stage.server, &left, "SELECT pg_sleep(600)");
+    until("the session", || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        stage.sql(sql) == "1"
+    });
+    let busy = stage.replace(&[]).run().assert_code(6);
+    busy.assert_says("somebody is connected to it")
+        .assert_says("IS NULL;");
+    assert_eq!(stage.named("app\\_restored\\_%"), [left.clone()]);
+    // What the hint says keeps it for good.
+    stage.sql(&format!("COMMENT ON DATABASE \"{left}\" IS NULL"));
+    drop(session);
+    stage.replace(&[]).run().assert_code(0);
+    assert_eq!(stage.named("app\\_restored\\_%"), [left]);
+}
+
+/// An ordinary restore into the name that was asked for.
+#[test]
+fn an_ordinary_restore_that_was_killed_can_be_run_again_into_the_same_name() {
+    let stage = Stage::plain(15);
+    let restore = || {
+        let args = ["restore", "latest", "--into", "copy", "-q"];
+        let pgark = crate::support::Pgark::new(args).server(&stage.server);
+        pgark.store(stage.store.path())
+    };
+    let mut running = restore().spawn();
+    let loading = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY public.bulk%'";
+    until("loading", || {
+        !running.is_alive() || stage.sql(loading) != "0"
+    });
+    running.signal("KILL");
+    running.wait().assert_code(137);
+    let removed = "\"copy\", which an interrupted restore had left half-made, was removed first";
+    restore().run().assert_code(0).assert_says(removed);
+    let digest = crate::support::table_digest(&stage.server, "copy");
+    crate::support::assert_same("rows", &stage.digest, &digest);
+    // Whole, it has no mark any more and is nobody's remain.
+    restore().run().assert_code(2).assert_says("exists already");
+}
