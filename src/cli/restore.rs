@@ -19,7 +19,9 @@ use crate::restore::compat::Report;
 use crate::restore::dump::{Job, Restored, Source};
 use crate::restore::globals::{Globals, Outcome};
 use crate::restore::replace::{Replacement, View, view};
-use crate::restore::{Place, admin_connection, fresh_name, legacy, refuse_existing, space};
+use crate::restore::{
+    Place, admin_connection, exists, free_name, fresh_name, legacy, refuse_existing, space,
+};
 use crate::store::Store;
 use crate::units::BackupKind;
 
@@ -216,7 +218,6 @@ fn look(order: &mut Order<'_>) -> Result<Look> {
     let target = server(order.app, verb)?;
     let mut admin = admin_connection(&target)?;
     refuse_transaction_pooler(&mut admin)?;
-    let place = Place::look(&mut admin, &order.name)?;
     let mut report = Report::default();
     let globals = match &order.globals {
         Some((_, globals)) => Some(globals.plan(&mut admin)?),
@@ -235,15 +236,23 @@ fn look(order: &mut Order<'_>) -> Result<Look> {
             &mut report,
         )?)
     } else {
+        if verb.into.is_none() {
+            let of = order.entry.database.as_deref().unwrap_or("database");
+            order.name = free_name(&mut admin, of, "restored")?;
+        }
         if verb.table.is_empty() {
             refuse_existing(&mut admin, &order.name)?;
         }
         None
     };
+    let place = Place {
+        name: order.name.clone(),
+        inside: !verb.table.is_empty() && exists(&mut admin, &order.name)?,
+    };
     let stead = view.as_ref().map(View::properties);
     if let Some(source) = &mut order.source {
         if !verb.table.is_empty() {
-            source.select(&verb.table, !place.exists)?;
+            source.select(&verb.table, !place.inside)?;
         }
         source.look(&mut admin, &place, stead, &coming, &mut report)?;
     }
@@ -283,7 +292,7 @@ fn room(
 fn run(order: &Order<'_>, look: &Look) -> Result<(Restored, Option<String>)> {
     let (verb, id) = (order.verb, order.entry.id.as_str());
     if !verb.replace {
-        let inside = look.place.exists;
+        let inside = look.place.inside;
         return Ok((fill(order, look, &order.name, None, inside)?, None));
     }
     let mut replacement = Replacement::begin(&look.target, &order.name, id, verb.disconnect)?;
@@ -296,7 +305,7 @@ fn run(order: &Order<'_>, look: &Look) -> Result<(Restored, Option<String>)> {
         ));
         (ready, order.expected())
     } else {
-        let new = fresh_name(&order.name, "restored");
+        let new = replacement.new_name()?;
         let restored = fill(order, look, &new, Some(&replacement), false)?;
         (new, restored)
     };

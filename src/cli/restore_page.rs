@@ -40,7 +40,7 @@ fn plan_json(order: &Order<'_>, look: &Result<Look>) -> Result<Value> {
     }
     if let Ok(look) = look {
         value["server"] = json!(look.target.describe());
-        value["existing"] = json!(look.place.exists);
+        value["existing"] = json!(look.place.inside || order.verb.replace);
         value["notes"] = json!(look.report.notes);
         let findings = look.report.findings.iter();
         value["findings"] = findings
@@ -89,7 +89,7 @@ fn counts(plan: &crate::restore::plan::Plan) -> (usize, usize) {
 
 fn plan_text(order: &Order<'_>, look: &Result<Look>) -> Result<String> {
     let mut text = String::new();
-    let exists = look.as_ref().is_ok_and(|look| look.place.exists);
+    let inside = look.as_ref().is_ok_and(|look| look.place.inside);
     let (id, name) = (&order.entry.id, &order.name);
     if let (
         Some((globals, _)),
@@ -101,17 +101,13 @@ fn plan_text(order: &Order<'_>, look: &Result<Look>) -> Result<String> {
     {
         text.push_str(&globals_text(globals, outcome, true));
     }
-    let into = match (order.verb.replace, exists) {
+    let into = match (order.verb.replace, inside) {
         (true, _) => format!("in place of database {name:?}"),
         (false, true) => format!("into existing database {name:?}"),
         (false, false) => format!("into new database {name:?}"),
     };
     if let Some(source) = &order.source {
-        let jobs = if exists && !order.verb.replace {
-            1
-        } else {
-            order.app.config.jobs
-        };
+        let jobs = if inside { 1 } else { order.app.config.jobs };
         let plural = if jobs == 1 { "" } else { "s" };
         let _ = writeln!(
             text,

@@ -328,7 +328,7 @@ fn abilities(admin: &mut Client, wanted: &Wanted<'_>, report: &mut Report) -> Re
     if row.bool(0)? {
         return Ok(());
     }
-    if !row.bool(1)? && !wanted.place.exists {
+    if !row.bool(1)? && !wanted.place.inside {
         report.add(
             format!("role {user} may not create databases there"),
             format!(
@@ -337,6 +337,22 @@ fn abilities(admin: &mut Client, wanted: &Wanted<'_>, report: &mut Report) -> Re
             ),
         );
     }
+    let foreign = foreign_owners(admin, wanted)?;
+    if !foreign.is_empty() {
+        report.add(
+            format!("role {user} may not give objects to {}", foreign.join(", ")),
+            format!(
+                "GRANT {} TO {};  or restore as a superuser",
+                foreign.join(", "),
+                crate::postgres::quote_ident(&user)
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// Owners that pgark's role may not make something's owner.
+fn foreign_owners(admin: &mut Client, wanted: &Wanted<'_>) -> Result<Vec<String>> {
     // From 16 on a membership may come without the right to act as the role.
     let right = if admin.server_version_num() >= 160_000 {
         "SET"
@@ -362,17 +378,7 @@ fn abilities(admin: &mut Client, wanted: &Wanted<'_>, report: &mut Report) -> Re
             foreign.push(String::from_utf8_lossy(owner).into_owned());
         }
     }
-    if !foreign.is_empty() {
-        report.add(
-            format!("role {user} may not give objects to {}", foreign.join(", ")),
-            format!(
-                "GRANT {} TO {};  or restore as a superuser",
-                foreign.join(", "),
-                crate::postgres::quote_ident(&user)
-            ),
-        );
-    }
-    Ok(())
+    Ok(foreign)
 }
 
 #[cfg(test)]

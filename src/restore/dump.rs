@@ -280,7 +280,7 @@ impl<'a> Source<'a> {
             extensions: &self.manifest.extensions,
             properties: properties
                 .as_ref()
-                .filter(|_| !place.exists || stead.is_some()),
+                .filter(|_| !place.inside || stead.is_some()),
             encoding: self.encoding(),
             needs: &needs,
             coming,

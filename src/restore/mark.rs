@@ -100,6 +100,13 @@ pub(super) fn try_lock(admin: &mut Client, name: &str) -> Result<bool> {
     rows.first().map_or(Ok(false), |row| row.bool(0))
 }
 
+pub(super) fn unlock(admin: &mut Client, name: &str) -> Result<()> {
+    admin.execute(format!(
+        "SELECT pg_catalog.pg_advisory_unlock({LOCK_CLASS}, {})",
+        key(name)
+    ))
+}
+
 fn key(name: &str) -> i32 {
     let digest = Sha256::digest(name.as_bytes());
     i32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
@@ -127,6 +134,7 @@ pub(super) fn clear_temporary(admin: &mut Client) -> Result<Vec<String>> {
     for name in rows.iter().filter_map(|row| row.opt_str(0)) {
         if try_lock(admin, name)? {
             notes.push(remove_remain(admin, name)?);
+            unlock(admin, name)?;
         }
     }
     Ok(notes)

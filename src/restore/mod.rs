@@ -17,4 +17,4 @@ mod sessions;
 pub mod space;
 mod target;
 
-pub use target::{Place, admin_connection, fresh_name, refuse_existing};
+pub use target::{Place, admin_connection, exists, free_name, fresh_name, refuse_existing};

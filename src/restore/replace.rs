@@ -16,7 +16,7 @@ use super::carry::{self, Live};
 use super::compat::Report;
 use super::mark::{self, State};
 use super::sessions::{busy, connected, end_all};
-use super::target::{self, fresh_name};
+use super::target::{self, free_name, fresh_name};
 use crate::cancel::Token;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::{Client, Target, quote_ident, quote_literal, refuse_transaction_pooler};
@@ -222,6 +222,7 @@ impl Replacement {
             // Dead, or its lock would be held.
             if mark::try_lock(&mut admin, name)? {
                 notes.push(mark::remove_remain(&mut admin, name)?);
+                mark::unlock(&mut admin, name)?;
             }
         }
         Ok(Replacement {
@@ -235,6 +236,14 @@ impl Replacement {
             ready: view.ready,
             notes,
         })
+    }
+
+    /// A name for the new database that is free.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn new_name(&mut self) -> Result<String> {
+        free_name(&mut self.admin, &self.stead.old, "restored")
     }
 
     /// Tries on the new, still empty database what the swap will do to it at the end.
@@ -253,7 +262,7 @@ impl Replacement {
     /// `Busy` when sessions do not end; the new database is kept and the old one untouched then.
     pub fn swap(&mut self, new: &str, cancel: &Token) -> Result<Swapped> {
         let old = self.stead.old.clone();
-        let kept = fresh_name(&old, "replaced");
+        let kept = free_name(&mut self.admin, &old, "replaced")?;
         for attempt in 1.. {
             cancel.check()?;
             let live = carry::read(&mut self.admin, &old, new)?.ok_or_else(|| {

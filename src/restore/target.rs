@@ -10,6 +10,7 @@ use super::mark::{self, Mark, State};
 use crate::error::{Error, Result};
 use crate::postgres::{Client, Target, quote_ident, quote_literal, refuse_transaction_pooler};
 use crate::units::stamp;
+use jiff::Timestamp;
 use std::fmt::Write as _;
 
 /// PostgreSQL cuts longer names (NAMEDATALEN - 1).
@@ -18,7 +19,11 @@ const NAME_BYTES_MAX: usize = 63;
 /// `<database>_<word>_<YYYYMMDD_HHMMSS>`, the database's part cut to what a name can hold.
 #[must_use]
 pub fn fresh_name(database: &str, word: &str) -> String {
-    let suffix = format!("_{word}_{}", stamp(crate::clock::now()));
+    name_at(database, word, crate::clock::now())
+}
+
+fn name_at(database: &str, word: &str, time: Timestamp) -> String {
+    let suffix = format!("_{word}_{}", stamp(time));
     let mut end = database.len().min(NAME_BYTES_MAX - suffix.len());
     while !database.is_char_boundary(end) {
         end -= 1;
@@ -26,24 +31,29 @@ pub fn fresh_name(database: &str, word: &str) -> String {
     format!("{}{suffix}", &database[..end])
 }
 
+/// The same that no database has: a name that is taken is left alone, the next second is free.
+///
+/// # Errors
+/// Those of the connection.
+pub fn free_name(admin: &mut Client, database: &str, word: &str) -> Result<String> {
+    let mut time = crate::clock::now();
+    loop {
+        let name = name_at(database, word, time);
+        if !exists(admin, &name)? {
+            return Ok(name);
+        }
+        time = time
+            .saturating_add(jiff::SignedDuration::from_secs(1))
+            .unwrap_or(time);
+    }
+}
+
 /// Where a restore goes.
 #[derive(Debug, Clone)]
 pub struct Place {
     pub name: String,
-    pub exists: bool,
-}
-
-impl Place {
-    /// Looks whether there is a database of this name.
-    ///
-    /// # Errors
-    /// Those of the connection.
-    pub fn look(admin: &mut Client, name: &str) -> Result<Place> {
-        Ok(Place {
-            name: name.to_owned(),
-            exists: exists(admin, name)?,
-        })
-    }
+    /// Tables into a database that exists; else the whole into a new one.
+    pub inside: bool,
 }
 
 /// How a database is created.
@@ -207,7 +217,10 @@ pub fn refuse_existing(admin: &mut Client, name: &str) -> Result<()> {
 }
 
 /// Whether there is a database of this name.
-pub(super) fn exists(admin: &mut Client, name: &str) -> Result<bool> {
+///
+/// # Errors
+/// Those of the connection.
+pub fn exists(admin: &mut Client, name: &str) -> Result<bool> {
     let rows = admin.query(format!(
         "SELECT 1 FROM pg_catalog.pg_database WHERE datname = {}",
         quote_literal(name)
