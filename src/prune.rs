@@ -103,9 +103,9 @@ fn backup(entry: &Entry) -> Backup {
         kind: entry.kind,
         database: entry.database.clone(),
         cluster: entry
-            .manifest
+            .summary
             .as_ref()
-            .and_then(|manifest| manifest.system_identifier.clone())
+            .and_then(|summary| summary.system_identifier.clone())
             .unwrap_or_default(),
         time: entry.started_at,
         condition: match entry.state {
@@ -115,7 +115,7 @@ fn backup(entry: &Entry) -> Backup {
             State::Legacy => Condition::Unchecked,
             State::Failed | State::Missing => Condition::Bad(reason()),
         },
-        legacy: entry.manifest.is_none() && entry.state == State::Legacy,
+        legacy: entry.summary.is_none() && entry.state == State::Legacy,
         bytes: entry.bytes,
     }
 }

@@ -200,7 +200,7 @@ fn server(app: &App, verb: &Restore) -> Result<Target> {
                 );
             }
             let target = app.elsewhere(text)?;
-            App::pin_to(&target, &[target.database().to_owned()])
+            app.pin_to(&target, &[target.database().to_owned()])
         }
     };
     target.map_err(|error| match error.kind {

@@ -57,9 +57,10 @@ pub fn restore(source: &Source<'_>, job: &Job<'_>) -> Result<Vec<String>> {
 }
 
 fn feed(source: &Source<'_>, target: &Target, progress: &Progress, cancel: &Token) -> Result<()> {
-    let passfile = PassFile::create(target.passfile_line())?;
+    let passfile = PassFile::of(target)?;
     let mut command = source.psql.command();
     command
+        .envs(passfile.variables())
         .args([
             "--no-psqlrc",
             "--quiet",

@@ -195,12 +195,10 @@ fn create_marked(
             None => Ok(()),
         })
         .and_then(|()| admin.execute("COMMIT"));
-    named.map_err(|error| {
-        if admin.execute("ROLLBACK").is_ok() {
-            let _ = mark::remove(admin, &temporary);
-        }
-        error
-    })
+    if named.is_err() && admin.execute("ROLLBACK").is_ok() {
+        let _ = mark::remove(admin, &temporary);
+    }
+    named
 }
 
 /// Refuses the name of a database that exists, unless it is what a killed restore left half-made.

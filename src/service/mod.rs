@@ -6,6 +6,7 @@
 pub mod child;
 pub mod crontab;
 pub mod health;
+pub mod heartbeat;
 pub mod http;
 pub mod journal;
 pub mod keeper;
@@ -13,5 +14,6 @@ pub mod log;
 pub mod notify;
 pub mod report;
 pub mod run;
+pub mod slots;
 pub mod stores;
 pub mod supervisor;

@@ -27,6 +27,7 @@ const TEMPORARY: &str = ".pgark-tmp";
 /// A directory that holds backups.
 #[derive(Debug, Clone)]
 pub struct LocalStore {
+    name: String,
     dir: PathBuf,
 }
 
@@ -44,8 +45,16 @@ impl LocalStore {
         }
         create_dir(dir).map_err(|error| explain(error, dir, "create the directory"))?;
         Ok(LocalStore {
+            name: "local".to_owned(),
             dir: dir.to_owned(),
         })
+    }
+
+    /// The same under the name that the configuration gives it.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> LocalStore {
+        name.clone_into(&mut self.name);
+        self
     }
 
     /// The directory.
@@ -79,11 +88,9 @@ impl LocalStore {
                 continue;
             }
             match fs::metadata(entry.path()) {
-                Ok(about) if about.is_file() => objects.push(Object {
-                    key: Key::new(&format!("{prefix}{name}"))?,
-                    bytes: about.len(),
-                    modified: modified(&about),
-                }),
+                Ok(about) if about.is_file() => {
+                    objects.push(object(Key::new(&format!("{prefix}{name}"))?, &about));
+                }
                 Ok(_) => {}
                 // Deleted since the listing began, or a dangling link.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -96,8 +103,8 @@ impl LocalStore {
 }
 
 impl Store for LocalStore {
-    fn name(&self) -> &'static str {
-        "local"
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn describe(&self) -> String {
@@ -154,11 +161,7 @@ impl Store for LocalStore {
     fn stat(&self, key: &Key) -> Result<Option<Object>> {
         let path = self.path(key);
         match fs::metadata(&path) {
-            Ok(about) if about.is_file() => Ok(Some(Object {
-                key: key.clone(),
-                bytes: about.len(),
-                modified: modified(&about),
-            })),
+            Ok(about) if about.is_file() => Ok(Some(object(key.clone(), &about))),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(explain(error, &path, "look at it")),
@@ -234,11 +237,7 @@ impl Upload for LocalUpload {
             ))
             .hint("the file system lost data; check it before the next backup"));
         }
-        Ok(Object {
-            key: self.key.clone(),
-            bytes: self.bytes,
-            modified: modified(&about),
-        })
+        Ok(object(self.key.clone(), &about))
     }
 }
 
@@ -326,12 +325,16 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn modified(about: &fs::Metadata) -> Timestamp {
-    about
-        .modified()
-        .ok()
-        .and_then(|time| Timestamp::try_from(time).ok())
-        .unwrap_or(Timestamp::MAX) // Too young to be cleared: the careful side.
+fn object(key: Key, about: &fs::Metadata) -> Object {
+    let modified = about.modified().ok();
+    let modified = modified.and_then(|time| Timestamp::try_from(time).ok());
+    Object {
+        key,
+        bytes: about.len(),
+        // Unknown is too young to be cleared: the careful side.
+        modified: modified.unwrap_or(Timestamp::MAX),
+        etag: None,
+    }
 }
 
 fn exists(path: &Path) -> Error {
@@ -368,93 +371,4 @@ pub(crate) fn explain(error: io::Error, path: &Path, doing: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::tests::{Scratch, conformance};
-    use crate::store::{get, put};
-    use std::os::unix::fs::PermissionsExt;
-
-    fn mode(path: &Path) -> u32 {
-        fs::metadata(path).unwrap().permissions().mode() & 0o777
-    }
-
-    #[test]
-    fn local_store_conforms() {
-        let scratch = Scratch::new();
-        conformance(&LocalStore::open(&scratch.path().join("a/b")).unwrap());
-    }
-
-    #[test]
-    fn files_and_directories_are_private() {
-        let scratch = Scratch::new();
-        let dir = scratch.path().join("new");
-        let store = LocalStore::open(&dir).unwrap();
-        let key = Key::new(".pgark/state/x.json").unwrap();
-        put(&store, &key, b"1", Put::New).unwrap();
-        assert_eq!(mode(&dir), 0o700);
-        assert_eq!(mode(&dir.join(".pgark/state")), 0o700);
-        assert_eq!(mode(&dir.join(key.as_str())), 0o600);
-    }
-
-    #[test]
-    fn only_names_of_our_pattern_are_unfinished() {
-        let scratch = Scratch::new();
-        let store = LocalStore::open(scratch.path()).unwrap();
-        for name in [
-            ".notes.pgark-tmp",
-            "x.0123abcd.pgark-tmp",
-            ".x.0123ABCD.pgark-tmp",
-            ".x.0123abcd.tmp",
-            "..0123abcd.pgark-tmp",
-            ".x.0123abcd.pgark-tmp",
-        ] {
-            fs::write(scratch.path().join(name), "").unwrap();
-        }
-        let found = store.unfinished().unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].key.as_str(), ".x.0123abcd.pgark-tmp");
-        assert_eq!(store.list("").unwrap().len(), 5);
-    }
-
-    #[test]
-    fn link_fallback_never_replaces() {
-        let scratch = Scratch::new();
-        let (a, b) = (scratch.path().join("a"), scratch.path().join("b"));
-        fs::write(&a, "new").unwrap();
-        fs::write(&b, "old").unwrap();
-        let error = link_new(&a, &b).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read(&b).unwrap(), b"old");
-        fs::remove_file(&b).unwrap();
-        link_new(&a, &b).unwrap();
-        assert!(!a.exists() && fs::read(&b).unwrap() == b"new");
-    }
-
-    #[test]
-    fn name_taken_during_the_upload_is_not_overwritten() {
-        let scratch = Scratch::new();
-        let store = LocalStore::open(scratch.path()).unwrap();
-        let key = Key::new("backup").unwrap();
-        let mut upload = store.create(&key, Put::New).unwrap();
-        upload.write(b"ours").unwrap();
-        fs::write(scratch.path().join("backup"), "theirs").unwrap();
-        assert!(upload.finish().unwrap_err().is_exists());
-        assert_eq!(get(&store, &key).unwrap().unwrap(), b"theirs");
-        assert!(store.unfinished().unwrap().is_empty());
-    }
-
-    #[test]
-    fn failures_say_what_to_do() {
-        let scratch = Scratch::new();
-        let file = scratch.path().join("file");
-        fs::write(&file, "").unwrap();
-        assert!(LocalStore::open(&file).unwrap_err().hint.is_some());
-        let store = LocalStore::open(scratch.path()).unwrap();
-        let long = Key::new(&"x".repeat(250)).unwrap();
-        let error = store.create(&long, Put::New).err().unwrap();
-        assert!(error.fact.contains("too long"), "{error}");
-        let full = explain(Errno::NOSPC.into(), Path::new("/backups"), "write x");
-        assert!(full.fact.starts_with("no space left on /backups"));
-        assert!(full.is_no_space() && full.hint.is_some());
-    }
-}
+mod tests;

@@ -200,7 +200,10 @@ fn a_remain_that_is_in_use_is_not_removed() {
     let busy = stage.replace(&[]).run().assert_code(6);
     busy.assert_says("somebody is connected to it")
         .assert_says("IS NULL;");
-    assert_eq!(stage.named("app\\_restored\\_%"), [left.clone()]);
+    assert_eq!(
+        stage.named("app\\_restored\\_%"),
+        std::slice::from_ref(&left)
+    );
     // What the hint says keeps it for good.
     stage.sql(&format!("COMMENT ON DATABASE \"{left}\" IS NULL"));
     drop(session);
