@@ -3,6 +3,7 @@
 //! Invariant: building anything here touches nothing but what it opens; a connection is made
 //! only by those who ask for one.
 
+mod elsewhere;
 mod keys;
 
 use std::io::Write as _;
@@ -241,7 +242,15 @@ impl App {
     /// # Errors
     /// `Usage` for a contradictory configuration, `Failed` when nothing answers.
     pub fn pin(&self, names: &[String]) -> Result<Target> {
-        self.pin_within(names, Duration::ZERO, &|_| ())
+        self.pin_to(&self.target()?, names)
+    }
+
+    /// The same for another server.
+    ///
+    /// # Errors
+    /// As [`Self::pin`].
+    pub fn pin_to(&self, target: &Target, names: &[String]) -> Result<Target> {
+        self.pin_within(target, names, Duration::ZERO, &|_| ())
     }
 
     /// The same for a run of dumps, which waits for a server that is still starting as long as for a
@@ -250,11 +259,16 @@ impl App {
     /// # Errors
     /// As [`App::pin`].
     pub fn pin_when_ready(&self, names: &[String], say: &dyn Fn(&str)) -> Result<Target> {
-        self.pin_within(names, self.config.lock_timeout, say)
+        self.pin_within(&self.target()?, names, self.config.lock_timeout, say)
     }
 
-    fn pin_within(&self, names: &[String], wait: Duration, say: &dyn Fn(&str)) -> Result<Target> {
-        let target = self.target()?;
+    fn pin_within(
+        &self,
+        target: &Target,
+        names: &[String],
+        wait: Duration,
+        say: &dyn Fn(&str),
+    ) -> Result<Target> {
         let connect = |name: &str| {
             patience::connect_when_ready(&target.with_database(name), wait, &self.cancel, say)
         };

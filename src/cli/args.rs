@@ -116,8 +116,10 @@ Examples:
   pgark restore                                  the newest, into <database>_restored_<time>
   pgark restore latest --database app --into app_check
   pgark restore backup_app_20250122_020015 --dry-run
+  pgark restore latest --replace                 restored beside, checked, then swapped in
+  pgark restore latest --table orders --into app the lost table back beside the others
 
-An existing database is never touched.")]
+Without --replace and --table an existing database is never touched.")]
     Restore(Restore),
 
     /// Look what backups need and do not have, and print what mends it
@@ -332,6 +334,7 @@ pub struct Verify {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Restore {
     /// A backup's id, or `latest`
     #[arg(value_name = "BACKUP", default_value = "latest")]
@@ -345,7 +348,27 @@ pub struct Restore {
     #[arg(long, value_name = "NEW", value_parser = database)]
     pub into: Option<String>,
 
-    /// Show the plan and stop
+    /// Take the place of the database (of --into, else of the backup's own); the old one is kept
+    #[arg(long, conflicts_with = "table")]
+    pub replace: bool,
+
+    /// End the sessions that are connected when the swap comes
+    #[arg(long, requires = "replace")]
+    pub disconnect: bool,
+
+    /// Only this table, `table` or `schema.table`, with what belongs to it; may be repeated
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+
+    /// Restore roles and tablespaces first; those that exist are left alone
+    #[arg(long)]
+    pub globals: bool,
+
+    /// Into another server: a connection string or URI [the server of DB_HOST]
+    #[arg(long, value_name = "CONNINFO")]
+    pub server: Option<String>,
+
+    /// Show the plan, look whether the server can take it, and stop
     #[arg(long)]
     pub dry_run: bool,
 

@@ -299,7 +299,7 @@ pub(super) fn cat(app: &App, verb: &Cat, global: &Global) -> Result<()> {
 }
 
 /// Hands the whole text of a backup to `out`.
-fn pour(
+pub(super) fn pour(
     app: &App,
     store: &dyn Store,
     entry: &mut Entry,
