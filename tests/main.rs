@@ -24,6 +24,7 @@ mod misfortune;
 mod pooler;
 mod prune;
 mod round_trip;
+mod s3_alone;
 mod second_store;
 mod service;
 mod session;
