@@ -6,6 +6,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -16,7 +17,7 @@ use crate::catalog::list::{self, Catalog, Entry};
 use crate::config::{Config, Databases, Environment, Flags, Place, S3, StoreConfig};
 use crate::error::{Error, Result};
 use crate::postgres::tools::Tools;
-use crate::postgres::{Client, ConnInfo, Target};
+use crate::postgres::{ConnInfo, Target, patience};
 use crate::retention::Policy;
 use crate::schedule::{self, Schedule};
 use crate::store::Store;
@@ -233,8 +234,24 @@ impl App {
     /// # Errors
     /// `Usage` for a contradictory configuration, `Failed` when nothing answers.
     pub fn pin(&self, names: &[String]) -> Result<Target> {
+        self.pin_within(names, Duration::ZERO, &|_| ())
+    }
+
+    /// The same for a run of dumps, which waits for a server that is still starting as long as for a
+    /// lock.
+    ///
+    /// # Errors
+    /// As [`App::pin`].
+    pub fn pin_when_ready(&self, names: &[String], say: &dyn Fn(&str)) -> Result<Target> {
+        self.pin_within(names, self.config.lock_timeout, say)
+    }
+
+    fn pin_within(&self, names: &[String], wait: Duration, say: &dyn Fn(&str)) -> Result<Target> {
         let target = self.target()?;
-        let mut result = Client::connect(&target.with_database("postgres"));
+        let connect = |name: &str| {
+            patience::connect_when_ready(&target.with_database(name), wait, &self.cancel, say)
+        };
+        let mut result = connect("postgres");
         for name in names.iter().map(String::as_str).chain(["template1"]) {
             // Missing, or closed to us: that database's fault and not the server's.
             let elsewhere = |error: &Error| {
@@ -242,7 +259,7 @@ impl App {
             };
             match &result {
                 Err(error) if elsewhere(error) => {
-                    result = Client::connect(&target.with_database(name));
+                    result = connect(name);
                 }
                 _ => break,
             }
@@ -264,11 +281,17 @@ impl App {
         for (key, value) in &settings.explicit {
             info.set(key, value)?;
         }
+        if let Some(password) = &settings.key_password {
+            info.set("sslpassword", password.expose())?;
+        }
         if let Some(password) = &settings.password {
             info.set("password", password.expose())?;
             if let Some(source) = &settings.password_source {
                 info.set_password_origin(source.clone());
             }
+        }
+        if let Some(conninfo) = &settings.conninfo {
+            info = info.or(&ConnInfo::parse(conninfo.expose())?, "DB_CONNINFO")?;
         }
         let mut info =
             info.or_environment(&|name| self.config.environment.get(name).map(str::to_owned))?;

@@ -5,9 +5,12 @@
 // Names on a store are exact.
 #![allow(clippy::case_sensitive_file_extension_comparisons)]
 
+mod any_data;
+mod any_server;
 mod bad_luck;
 mod cli;
 mod clusters;
+mod client_key;
 mod connection;
 mod container;
 mod demo;

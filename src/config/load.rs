@@ -340,7 +340,13 @@ fn connection(env: &Environment) -> Result<ConnectionSettings> {
         Some(found) => (Some(Secret::new(found.text)), Some(found.source)),
         None => (None, None),
     };
+    let secret = |name| {
+        let found = setting(name, env)?;
+        Ok::<_, Error>(found.map(|found| Secret::new(found.text)))
+    };
     Ok(ConnectionSettings {
+        conninfo: secret("DB_CONNINFO")?,
+        key_password: secret("DB_SSLPASSWORD")?,
         explicit,
         defaults,
         password,

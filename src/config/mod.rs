@@ -169,6 +169,10 @@ pub struct Service {
 pub struct ConnectionSettings {
     /// Keyword and value, from `DB_*`.
     pub explicit: Vec<(String, String)>,
+    /// `DB_CONNINFO`: what `explicit` leaves open. It may hold a password.
+    pub conninfo: Option<Secret>,
+    /// `DB_SSLPASSWORD`.
+    pub key_password: Option<Secret>,
     /// Keyword and value, pgark's own.
     pub defaults: Vec<(String, String)>,
     /// From `DB_PASSWORD`, `DB_PASSWORD_FILE` or its default path.

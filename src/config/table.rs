@@ -176,6 +176,10 @@ pub const VARIABLES: &[Variable] = &[
         .keyword("sslcert"),
     var(Connection, "DB_SSLKEY", Form::Path, "Path of the client's key.")
         .keyword("sslkey"),
+    var(Connection, "DB_SSLPASSWORD", Form::Text, "Password of the client's key, where that is encrypted (PKCS#8). `PGSSLPASSWORD` is read too.")
+        .secret(),
+    var(Connection, "DB_CONNINFO", Form::Text, "All of the connection as libpq takes it: `postgresql://user@host:port/name?sslmode=require`, or `host=… port=… service=…`. What another `DB_*` variable says goes before it.")
+        .secret(),
 
     var(Backups, "BACKUP_DIR", Form::Path, "The local store: a directory. `none`: no local store; backups are streamed straight into the bucket, with no scratch disk.")
         .default("/backups"),
@@ -188,7 +192,7 @@ pub const VARIABLES: &[Variable] = &[
         .secret().later("encryption"),
 
     var(Programs, "PGARK_PG_BIN", Form::Path, "Directory of PostgreSQL's client programs, or several with colons between. Set, no other place is searched."),
-    var(Programs, "PGARK_LOCK_TIMEOUT", Form::Duration, "How long a dump waits for the lock on a table that somebody else holds.")
+    var(Programs, "PGARK_LOCK_TIMEOUT", Form::Duration, "How long a dump waits: for the lock on a table that somebody else holds, and for a server that is still starting.")
         .default("60s"),
     var(Programs, "PGARK_STATE_DIR", Form::Path, "Where locks, journal and `backup.log` lie when there is no local store.")
         .default("/var/lib/pgark"),

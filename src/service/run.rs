@@ -118,7 +118,7 @@ fn take(
     done: &mut Done,
 ) -> Result<()> {
     let databases = app.databases()?;
-    let target = app.pin(databases.names())?;
+    let target = app.pin_when_ready(databases.names(), wanted.say)?;
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
     let tools = app.tools();

@@ -245,7 +245,7 @@ fn stores_come_from_the_file_with_their_own_retention() {
         "{warnings}"
     );
     assert!(
-        warnings.contains("AWS_REGION is set, but line 5"),
+        warnings.contains("AWS_REGION is set, but line 6"),
         "{warnings}"
     );
     assert!(!warnings.contains("S3_BUCKET"), "{warnings}");
