@@ -26,7 +26,7 @@ fn every_verb_works_with_a_bucket_alone() {
     let (site, garage, place) = (Site::new("alone"), Garage::start(), TempDir::new());
     let state = place.join("state");
     let pgark = |verb: &[&str]| alone(&site, garage.port, &state, verb);
-    let turn = site.turn();
+    let _turn = site.turn();
     let id = first_id(&pgark(&["backup"]).run().assert_code(0).stdout);
     let all = listed(pgark(&["list", "--json"]));
     assert_eq!(all.len(), 2);
@@ -41,10 +41,8 @@ fn every_verb_works_with_a_bucket_alone() {
         [".pgark/dump.lock", ".pgark/journal.jsonl", "backup.log"]
     );
     assert!(files(site.dir.path()).is_empty() && !std::path::Path::new("none").exists());
-    pgark(&["show", &id])
-        .run()
-        .assert_code(0)
-        .assert_says("s3://");
+    let page = pgark(&["show", &id]).run().assert_code(0).stdout;
+    assert!(page.contains("s3://"), "{page}");
     pgark(&["verify", "latest", "-q"]).run().assert_code(0);
     let sql = pgark(&["cat", &id]).run().assert_code(0).stdout;
     assert!(sql.contains("COPY public.item") && sql.trim_end().ends_with("\\endif"));
@@ -80,12 +78,24 @@ fn every_verb_works_with_a_bucket_alone() {
         .run()
         .assert_code(2)
         .assert_says("stores: s3");
-    // Two runs of one machine, and of two.
+}
+
+/// Of one machine, and of two.
+#[test]
+fn two_runs_with_a_bucket_alone_exclude_each_other() {
+    let (site, garage, place) = (Site::new("alone_two"), Garage::start(), TempDir::new());
+    let state = place.join("state");
+    let pgark = |verb: &[&str]| alone(&site, garage.port, &state, verb);
+    let _turn = site.turn();
     let _session = site.hold("item");
     let first = pgark(&["backup"]).env("PGARK_LOCK_TIMEOUT", "1h").spawn();
-    until("the first run to hold the lock", || {
-        pgark(&["backup"]).run().code == 6
+    let lock = state.join(".pgark/dump.lock");
+    let holder = format!("\"pid\":{}", first.pid());
+    until("the first run to hold the server's lock", || {
+        let text = std::fs::read_to_string(&lock).unwrap_or_default();
+        text.contains(&holder) && text.contains("backup_alone_two")
     });
+    pgark(&["backup"]).run().assert_code(6);
     let elsewhere = place.join("elsewhere");
     let other = alone(&site, garage.port, &elsewhere, &["backup"]).run();
     other
@@ -93,12 +103,8 @@ fn every_verb_works_with_a_bucket_alone() {
         .assert_says(&format!("process {}", first.pid()));
     first.signal("TERM");
     first.wait().assert_code(143);
-    drop(turn);
-    assert_eq!(
-        listed(pgark(&["list", "--json"])).len(),
-        2,
-        "nothing half made"
-    );
+    let left = listed(pgark(&["list", "--json"]));
+    assert!(left.is_empty(), "nothing half made: {left:?}");
 }
 
 /// A scratch disk far smaller than the dump: it is streamed.

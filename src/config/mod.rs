@@ -42,6 +42,8 @@ pub struct Flags {
 
 /// Everything that a run needs to know of one cluster.
 #[derive(Debug, Clone)]
+// Each is an answer of its own, and none excludes another.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Config {
     /// The cluster's name in logs and lists.
     pub cluster: String,
