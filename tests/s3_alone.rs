@@ -93,7 +93,8 @@ fn two_runs_with_a_bucket_alone_exclude_each_other() {
     let holder = format!("\"pid\":{}", first.pid());
     until("the first run to hold the server's lock", || {
         let text = std::fs::read_to_string(&lock).unwrap_or_default();
-        text.contains(&holder) && text.contains("backup_alone_two")
+        let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted";
+        text.contains(&holder) && site.server.psql("postgres", sql) == "1"
     });
     pgark(&["backup"]).run().assert_code(6);
     let elsewhere = place.join("elsewhere");
