@@ -3,18 +3,23 @@
 //! Invariant: building anything here touches nothing but what it opens; a connection is made
 //! only by those who ask for one.
 
+mod keys;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::anomaly::Thresholds;
+use crate::archive::{Crypt, Identities};
 use crate::backup::dump::Options;
+use crate::backup::gate::Gate;
 use crate::cancel::Token;
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::config::{Config, Databases, Environment, Flags, Place, S3, StoreConfig};
+use crate::config::{Among, Config, Databases, Environment, Flags, Place, S3, StoreConfig};
 use crate::error::{Error, Result};
 use crate::postgres::tools::Tools;
 use crate::postgres::{ConnInfo, Target, patience};
@@ -30,7 +35,10 @@ use crate::units::Codec;
 pub struct App {
     pub config: Config,
     pub codec: Codec,
+    pub crypt: Crypt,
     pub cancel: Token,
+    /// Read, and unlocked, when first needed.
+    identities: OnceLock<Identities>,
 }
 
 impl App {
@@ -44,10 +52,13 @@ impl App {
             if !config.has_local() {
                 config.warnings.extend(settle(&mut config.dir)?);
             }
+            keys::identity_file(&config.encryption)?;
             Ok(App {
                 codec: Codec::parse(&config.compression)?,
+                crypt: keys::crypt(&config.encryption)?,
                 config,
                 cancel: cancel.clone(),
+                identities: OnceLock::new(),
             })
         };
         configs.map(app).collect()
@@ -68,7 +79,7 @@ impl App {
     /// `shop/` before an id, where there are several clusters.
     #[must_use]
     pub fn prefix(&self) -> String {
-        self.before(self.config.is_one_of_several, "/")
+        self.before(self.config.among != Among::Alone, "/")
     }
 
     fn before(&self, wanted: bool, what: &str) -> String {
@@ -79,8 +90,7 @@ impl App {
     /// `shop: ` before a line for people, where it could be about several clusters.
     #[must_use]
     pub fn whose(&self) -> String {
-        let config = &self.config;
-        self.before(config.is_one_of_several && !config.is_chosen, ": ")
+        self.before(self.config.among == Among::Several, ": ")
     }
 
     /// An id without this cluster's name before it.
@@ -326,6 +336,7 @@ impl App {
         Options {
             cluster: self.config.cluster.clone(),
             codec: self.codec,
+            crypt: self.crypt.clone(),
             jobs: self.config.jobs,
             lock_timeout: self.config.lock_timeout,
             started_at,
@@ -346,6 +357,28 @@ impl App {
             keep_yearly: keep.keep_yearly,
             keep_min: keep.keep_min,
         })
+    }
+
+    /// When a backup is suspect.
+    #[must_use]
+    pub fn thresholds(&self) -> Thresholds {
+        let set = &self.config.anomaly;
+        Thresholds {
+            rows_fall_percent: set.rows_fall_percent,
+            rows_min: set.rows_min,
+            size_fall_percent: set.size_fall_percent,
+            size_min_bytes: set.size_min_bytes,
+            table_gone: set.table_gone,
+            table_gone_rows_min: set.table_gone_rows_min,
+            history: set.history,
+        }
+    }
+
+    /// What new backups are compared with.
+    #[must_use]
+    pub fn gate<'a>(&self, catalog: &'a Catalog) -> Gate<'a> {
+        let limits = self.thresholds();
+        Gate { catalog, limits }
     }
 
     /// When dumps are taken.

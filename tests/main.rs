@@ -5,9 +5,11 @@
 // Names on a store are exact.
 #![allow(clippy::case_sensitive_file_extension_comparisons)]
 
+mod anomaly;
 mod any_data;
 mod any_server;
 mod bad_luck;
+mod check;
 mod cli;
 mod client_key;
 mod clusters;
@@ -15,6 +17,7 @@ mod connection;
 mod container;
 mod demo;
 mod drop_block;
+mod encryption;
 mod environment;
 mod heartbeat;
 mod interrupted;
@@ -28,6 +31,7 @@ mod pooler;
 mod prune;
 mod round_trip;
 mod s3_alone;
+mod screens;
 mod second_store;
 mod service;
 mod session;

@@ -207,7 +207,7 @@ fn records_on_a_full_disk_fail_no_run() {
     for name in ["backup.log", "journal.jsonl", "service.log"] {
         std::fs::write(disk.path().join(name), "").unwrap();
     }
-    std::fs::write(disk.path().join("all the rest"), [b'x'; 64 << 10]).unwrap_err();
+    std::fs::write(disk.path().join("all the rest"), vec![b'x'; 64 << 10]).unwrap_err();
     symlink(disk.path().join("backup.log"), site.dir.join("backup.log")).unwrap();
     let journal = site.dir.join(".pgark/journal.jsonl");
     symlink(disk.path().join("journal.jsonl"), journal).unwrap();

@@ -1,3 +1,4 @@
 //! Taking backups.
 pub mod dump;
+pub mod gate;
 pub mod run;

@@ -41,17 +41,25 @@ impl Part {
 /// Outcomes that a listing shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
+    /// A person said that a suspect backup is as it should be.
+    Accepted,
     Verified,
     Proven,
     Failed,
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 3] = [Outcome::Verified, Outcome::Proven, Outcome::Failed];
+    pub const ALL: [Outcome; 4] = [
+        Outcome::Accepted,
+        Outcome::Verified,
+        Outcome::Proven,
+        Outcome::Failed,
+    ];
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Outcome::Accepted => "accepted",
             Outcome::Verified => "verified",
             Outcome::Proven => "proven",
             Outcome::Failed => "failed",
@@ -66,32 +74,6 @@ impl Outcome {
 pub fn part_key(id: &BackupId, codec: Codec, encrypted: bool, part: Part) -> Result<Key> {
     let age = if encrypted { ".age" } else { "" };
     Key::new(&format!("{id}.sql{}{age}{}", codec.suffix(), part.suffix()))
-}
-
-/// `backup_app_20250122_020015.sql.gz`.
-///
-/// # Errors
-/// As [`part_key`], and so for the three below.
-pub fn artefact_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Artefact)
-}
-
-/// `….sql.gz.json`.
-#[allow(clippy::missing_errors_doc)]
-pub fn manifest_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Manifest)
-}
-
-/// `….sql.gz.idx`.
-#[allow(clippy::missing_errors_doc)]
-pub fn index_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Index)
-}
-
-/// `….sql.gz.sha256`.
-#[allow(clippy::missing_errors_doc)]
-pub fn sums_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Sums)
 }
 
 /// `.pgark/state/<id>.verified.json` and its like.

@@ -14,7 +14,8 @@ use super::known::{Known, Summary};
 use super::layout::{Outcome, Part, parse_key, part_key};
 use super::legacy::check_legacy;
 use super::manifest::{FileRecord, Manifest};
-use super::state;
+use super::state::{self, Standing};
+use crate::anomaly;
 use crate::config::distance;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Key, Object, Store};
@@ -36,6 +37,8 @@ pub enum State {
     Missing,
     /// Of the old service.
     Legacy,
+    /// Whole, but it holds far less than the good ones before it, and nobody accepted that.
+    Suspect,
 }
 
 impl fmt::Display for State {
@@ -47,6 +50,7 @@ impl fmt::Display for State {
             State::Failed => "failed",
             State::Missing => "missing",
             State::Legacy => "legacy",
+            State::Suspect => "suspect",
         })
     }
 }
@@ -85,6 +89,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Nothing is known against its bytes: good, or only suspect. (Not a legacy one's question.)
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.good || self.state == State::Suspect
+    }
+
     /// The name of one of its files.
     ///
     /// # Errors
@@ -158,8 +168,8 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
             sha256: None,
             id,
         };
-        let outcome = outcomes.remove(&entry.id);
-        found.push((entry, family, outcome));
+        let standing = outcomes.remove(&entry.id).unwrap_or_default();
+        found.push((entry, family, standing));
     }
     let manifests = found
         .iter()
@@ -176,9 +186,10 @@ fn examine(
     known: &Known,
     mut entry: Entry,
     family: &Family<'_>,
-    outcome: Option<(Outcome, Object)>,
+    standing: Standing,
 ) -> Option<Entry> {
-    let outcome = outcome.map(|(outcome, file)| {
+    let accepted = standing.accepted;
+    let outcome = standing.outcome.map(|(outcome, file)| {
         let failed = outcome == Outcome::Failed;
         (
             outcome,
@@ -187,7 +198,7 @@ fn examine(
     });
     if let Some(file) = family.get(&Part::Manifest) {
         match summary(store, known, &mut entry, file) {
-            Ok(summary) => judge(&mut entry, summary, family, outcome),
+            Ok(summary) => judge(&mut entry, summary, family, outcome, accepted),
             Err(error) => entry.cannot_read(error),
         }
     } else if family.contains_key(&Part::Artefact)
@@ -208,7 +219,7 @@ fn examine(
     Some(entry)
 }
 
-type Found<'a> = (Entry, Family<'a>, Option<(Outcome, Object)>);
+type Found<'a> = (Entry, Family<'a>, Standing);
 
 /// Examines all of them, so many at once: far away, each costs a round trip.
 fn in_parallel(store: &dyn Store, known: &Known, found: Vec<Found<'_>>) -> Vec<Entry> {
@@ -218,10 +229,10 @@ fn in_parallel(store: &dyn Store, known: &Known, found: Vec<Found<'_>>) -> Vec<E
         let mut entries = Vec::new();
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some((entry, family, outcome)) = next else {
+            let Some((entry, family, standing)) = next else {
                 return entries;
             };
-            entries.extend(examine(store, known, entry, &family, outcome));
+            entries.extend(examine(store, known, entry, &family, standing));
         }
     };
     if threads <= 1 {
@@ -260,6 +271,7 @@ fn judge(
     summary: Summary,
     family: &Family,
     outcome: Option<(Outcome, Option<String>)>,
+    accepted: bool,
 ) {
     entry.cluster.clone_from(&summary.cluster);
     entry.database.clone_from(&summary.database);
@@ -289,7 +301,13 @@ fn judge(
         }
         (None, Some((Outcome::Verified, _))) => entry.state = State::Verified,
         (None, Some((Outcome::Proven, _))) => entry.state = State::Proven,
-        (None, None) => {}
+        // `Accepted` is no outcome of this kind.
+        (None, Some((Outcome::Accepted, _)) | None) => {}
+    }
+    if entry.good && !summary.suspect.is_empty() && !accepted {
+        entry.state = State::Suspect;
+        entry.good = false;
+        entry.reason = Some(anomaly::sentence(&summary.suspect));
     }
     entry.summary = Some(summary);
 }

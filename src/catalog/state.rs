@@ -1,10 +1,11 @@
-//! Outcomes of verify and drill: small files beside the manifests, which are immutable.
+//! Outcomes of verify and drill, and what a person accepted: small files beside the manifests,
+//! which are immutable.
 //!
 //! Invariant: when outcomes contradict each other (a crash between two steps), `failed` wins.
 //! So a failure is written before the good outcomes go, and goes after a good one is written.
+//! `accepted` contradicts none of them: it answers another question.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,7 @@ pub fn record(
     let contradicted: &[Outcome] = match outcome {
         Outcome::Failed => &[Outcome::Verified, Outcome::Proven],
         Outcome::Verified | Outcome::Proven => &[Outcome::Failed],
+        Outcome::Accepted => &[],
     };
     for other in contradicted {
         store.delete(&state_key(id, *other)?)?;
@@ -62,22 +64,30 @@ pub fn forget(store: &dyn Store, id: &BackupId) -> Result<()> {
     Ok(())
 }
 
-/// The outcome that counts for each backup, and its file. One listing.
-pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, (Outcome, Object)>> {
-    let mut states: BTreeMap<BackupId, (Outcome, Object)> = BTreeMap::new();
+/// What is known of a backup beside its manifest.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Standing {
+    /// The outcome that counts, and its file.
+    pub outcome: Option<(Outcome, Object)>,
+    pub accepted: bool,
+}
+
+/// What is known of each backup. One listing.
+pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, Standing>> {
+    let mut states: BTreeMap<BackupId, Standing> = BTreeMap::new();
     for object in store.list(STATE_FOLDER)? {
         let Some((id, outcome)) = parse_state_key(object.key.as_str()) else {
             continue;
         };
+        let standing = states.entry(id).or_default();
+        if outcome == Outcome::Accepted {
+            standing.accepted = true;
+            continue;
+        }
         // Declared in this order: verified < proven < failed.
-        match states.entry(id) {
-            Entry::Occupied(mut known) if known.get().0 < outcome => {
-                known.insert((outcome, object));
-            }
-            Entry::Occupied(_) => {}
-            Entry::Vacant(free) => {
-                free.insert((outcome, object));
-            }
+        let known = standing.outcome.as_ref();
+        if known.is_none_or(|(known, _)| *known < outcome) {
+            standing.outcome = Some((outcome, object));
         }
     }
     Ok(states)

@@ -120,6 +120,24 @@ Examples:
 An existing database is never touched.")]
     Restore(Restore),
 
+    /// Look what backups need and do not have, and print what mends it
+    #[command(after_help = "\
+Examples:
+  pgark check                   exit code 1 when a backup would fail or leave something out
+  pgark check --json
+
+Nothing is changed on the server, and nothing is left in a store.")]
+    Check(Check),
+
+    /// Say that a suspect backup is as it should be
+    #[command(after_help = "\
+Example:
+  pgark accept backup_app_20250122_020015
+
+A backup that holds far less than the good ones before it is suspect: it is kept, `latest` passes
+over it, and nothing of its database expires until somebody accepts it.")]
+    Accept(Accept),
+
     /// Delete the backups that nothing keeps, or show which and why
     #[command(after_help = "\
 Examples:
@@ -146,15 +164,65 @@ Example:
   pgark cat latest | psql -v ON_ERROR_STOP=1 -d app")]
     Cat(Cat),
 
+    /// Make a key for encrypted backups
+    #[command(after_help = "\
+Example:
+  pgark keygen --out pgark.key      then set BACKUP_ENCRYPT_RECIPIENTS to what it prints
+
+The key opens the backups: keep it where they are not. docs/encryption.md")]
+    Keygen(Keygen),
+
     /// See it work: backup, disaster and restore on a throwaway server
     #[command(after_help = "\
 Example:
   pgark demo            needs PostgreSQL's server programs; leaves nothing behind")]
     Demo(Demo),
+
+    /// Print what makes a shell complete pgark's words
+    #[command(after_help = "\
+Example:
+  pgark completions bash > /etc/bash_completion.d/pgark")]
+    Completions(Completions),
+
+    /// Print the manual page
+    #[command(after_help = "\
+Example:
+  pgark man | man -l -")]
+    Man,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Serve {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Check {
+    /// Look at this database, its name taken literally; may be repeated [DB_NAME]
+    #[arg(long, value_name = "NAME", value_parser = database)]
+    pub database: Vec<String>,
+
+    #[command(flatten)]
+    pub width: Width,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Accept {
+    /// A backup's id; those of its database that hold no less are accepted with it
+    #[arg(value_name = "BACKUP")]
+    pub backup: String,
+
     #[command(flatten)]
     pub place: Place,
 }
@@ -303,6 +371,13 @@ pub struct Cat {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+pub struct Keygen {
+    /// Write the secret key into this new file; without it, to stdout
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
 pub struct Demo {
     /// Keep the backups that it made, and say where
     #[arg(long)]
@@ -333,6 +408,11 @@ impl Args {
                 (Some(&verb.place), Some(&verb.width))
             }
             Verb::Serve(verb) => (Some(&verb.place), None),
+            Verb::Check(verb) => {
+                flags.database.clone_from(&verb.database);
+                (Some(&verb.place), Some(&verb.width))
+            }
+            Verb::Accept(verb) => (Some(&verb.place), None),
             Verb::Prune(verb) => (Some(&verb.place), None),
             Verb::Status(verb) => (Some(&verb.place), None),
             Verb::Replicate(verb) => (Some(&verb.place), None),
@@ -342,6 +422,7 @@ impl Args {
             Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
             Verb::Cat(verb) => (Some(&verb.place), None),
             Verb::Demo(verb) => (None, Some(&verb.width)),
+            Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => (None, None),
         };
         flags.dir = place.and_then(|place| place.dir.clone());
         flags.jobs = width.and_then(|width| width.jobs);

@@ -6,6 +6,7 @@ use super::args::{Global, Restore};
 use super::read::locate;
 use super::{note, print, print_json};
 use crate::app::App;
+use crate::archive::Identities;
 use crate::catalog::layout::Part;
 use crate::catalog::legacy::check_legacy;
 use crate::catalog::list::{Entry, State};
@@ -20,7 +21,7 @@ use crate::units::{BackupKind, ByteSize, stamp};
 const NAME_BYTES_MAX: usize = 63;
 
 pub(super) fn restore(app: &App, verb: &Restore, global: &Global) -> Result<()> {
-    let (store, entry) = locate(app, global, &verb.backup, verb.database.as_deref())?;
+    let (store, mut entry) = locate(app, global, &verb.backup, verb.database.as_deref())?;
     let _reading = app.reading(&entry);
     if entry.kind != BackupKind::Dump {
         return Err(Error::usage(format!(
@@ -39,7 +40,8 @@ pub(super) fn restore(app: &App, verb: &Restore, global: &Global) -> Result<()> 
     if entry.state == State::Legacy {
         return restore_legacy(app, verb, global, store.as_ref(), &entry, &name);
     }
-    let source = open(store.as_ref(), &entry)?;
+    let identities = app.unseal(&mut entry)?;
+    let source = open(store.as_ref(), &entry, identities)?;
     if verb.dry_run {
         return dry_run(app, global, &entry, &source, &name);
     }
@@ -89,7 +91,11 @@ pub(super) fn default_name(database: &str) -> String {
 }
 
 /// The dump's index and manifest, for reading its frames.
-fn open<'a>(store: &'a dyn Store, entry: &'a Entry) -> Result<dump::Source<'a>> {
+fn open<'a>(
+    store: &'a dyn Store,
+    entry: &'a Entry,
+    identities: Option<&Identities>,
+) -> Result<dump::Source<'a>> {
     let refuse = |reason: &str| {
         Error::damage(format!("{} is not good: {reason}", entry.id))
             .hint("`pgark list` shows the others")
@@ -109,6 +115,7 @@ fn open<'a>(store: &'a dyn Store, entry: &'a Entry) -> Result<dump::Source<'a>> 
         &entry.key(Part::Index)?,
         entry.codec,
         manifest,
+        identities,
     )
 }
 

@@ -7,7 +7,7 @@ use super::clusters::Out;
 use super::{note, print, render};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
-use crate::prune::{self, Pruned, Verdict};
+use crate::prune::{Pruned, Verdict};
 use crate::service::health;
 use crate::service::http;
 use crate::service::stores::{self, Behind};
@@ -55,7 +55,7 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global, out: &mut Out<'_>)
     let mut warnings = Vec::new();
     for name in names {
         let (_, catalog) = app.catalog(Some(name))?;
-        let plan = prune::plan(&catalog, &app.policy(name)?, crate::clock::now());
+        let plan = stores::plan(app, name, &catalog)?;
         if verb.dry_run {
             warnings.extend(plan.warnings);
         } else {

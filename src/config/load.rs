@@ -12,7 +12,8 @@ use super::file::{File, Key, Table};
 use super::stores::{is_none, stores, within};
 use super::table::{Since, VARIABLES, Variable};
 use super::{
-    Config, ConnectionSettings, Databases, Flags, Place, Service, databases, form, nearest,
+    Among, Anomaly, Config, ConnectionSettings, Databases, Flags, Place, Service, databases,
+    encryption, form, nearest,
 };
 use crate::error::{Error, Result};
 
@@ -130,8 +131,11 @@ fn one(
     };
     Ok(Config {
         cluster: cluster.name.clone(),
-        is_one_of_several: several,
-        is_chosen: flags.cluster.is_some(),
+        among: match (several, &flags.cluster) {
+            (false, _) => Among::Alone,
+            (true, None) => Among::Several,
+            (true, Some(_)) => Among::Chosen,
+        },
         environment: env.clone(),
         databases,
         databases_given,
@@ -142,11 +146,13 @@ fn one(
         stores,
         max_runs: file.map_or(1, |file| file.max_runs),
         compression: compression.text,
+        encryption: encryption::load(env)?,
         jobs: jobs(flags, env)?,
         connection: connection(env)?,
         program_dir: setting("PGARK_PG_BIN", env)?.map(|found| PathBuf::from(found.text)),
         lock_timeout: form::duration(&required("PGARK_LOCK_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(60)),
+        anomaly: file.map_or_else(Anomaly::default, |file| file.anomaly),
         service: service(env)?,
         runs_as_owner: runs_as_owner(env)?,
         warnings,
@@ -240,33 +246,19 @@ fn checked(name: &str, found: Setting) -> Result<Setting> {
     Ok(found)
 }
 
-/// Checks the form of what later versions use. Refuses what would hurt if it were ignored
-/// and names the rest in one line.
+/// Checks the form of what later versions use, and names it in one line.
 fn check_later(env: &Environment) -> Result<Option<String>> {
     let mut names = Vec::new();
     let mut features = Vec::new();
     for variable in VARIABLES {
-        if matches!(variable.since, Since::Now) {
-            continue;
-        }
-        let Some(found) = lookup(variable, env)? else {
+        let Since::Later(feature) = variable.since else {
             continue;
         };
-        match variable.since {
-            Since::Refused { what, hint } => {
-                return Err(Error::usage(format!(
-                    "{} is not supported by this version of pgark: {what}",
-                    found.source
-                ))
-                .hint(hint));
+        if lookup(variable, env)?.is_some() {
+            names.push(variable.name);
+            if !features.contains(&feature) {
+                features.push(feature);
             }
-            Since::Later(feature) => {
-                names.push(variable.name);
-                if !features.contains(&feature) {
-                    features.push(feature);
-                }
-            }
-            Since::Now => {}
         }
     }
     Ok((!names.is_empty()).then(|| {

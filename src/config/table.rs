@@ -51,11 +51,6 @@ pub enum Since {
     Now,
     /// Belongs to a feature that is not built yet; set, it is named in a warning.
     Later(&'static str),
-    /// Would hurt if it were ignored: an error.
-    Refused {
-        what: &'static str,
-        hint: &'static str,
-    },
 }
 
 /// One variable.
@@ -131,11 +126,6 @@ impl Variable {
         self.since = Since::Later(feature);
         self
     }
-
-    const fn refused(mut self, what: &'static str, hint: &'static str) -> Variable {
-        self.since = Since::Refused { what, hint };
-        self
-    }
 }
 
 const SSL_MODES: &[&str] = &[
@@ -186,10 +176,12 @@ pub const VARIABLES: &[Variable] = &[
     var(Backups, "BACKUP_COMPRESSION", Form::Compression, "How dumps are compressed, with a level if you like.")
         .default("gzip"),
     var(Backups, "BACKUP_JOBS", Form::Count(1, 64), "Parallel connections; compressors follow. Unset: the machine's cores, at most 4."),
-    var(Backups, "BACKUP_ENCRYPT_RECIPIENTS", Form::Lines, "age recipients to encrypt for.")
-        .refused("the backup would be written without encryption", "unset it to write plain backups, and protect the directory by other means"),
-    var(Backups, "BACKUP_IDENTITY", Form::Lines, "age identity, needed to restore encrypted backups.")
-        .secret().later("encryption"),
+    var(Backups, "BACKUP_ENCRYPT_RECIPIENTS", Form::Lines, "Encrypt backups for these public keys of age (`age1…`): several with commas or line breaks between, each opens every backup alone. Unset: no encryption. See [encryption](encryption.md).")
+        .secret(),
+    var(Backups, "BACKUP_IDENTITY", Form::Lines, "The secret key of age that opens encrypted backups: `AGE-SECRET-KEY-1…`, or a file of `age -p`. Needed to restore, `cat` and to verify content; not to take backups. Better given as a file.")
+        .secret(),
+    var(Backups, "BACKUP_IDENTITY_PASSPHRASE", Form::Text, "The passphrase of that key, when `age -p` protects it. Unset: asked for on the terminal.")
+        .secret(),
 
     var(Programs, "PGARK_PG_BIN", Form::Path, "Directory of PostgreSQL's client programs, or several with colons between. Set, no other place is searched."),
     var(Programs, "PGARK_LOCK_TIMEOUT", Form::Duration, "How long a dump waits: for the lock on a table that somebody else holds, and for a server that is still starting.")

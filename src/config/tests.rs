@@ -249,15 +249,6 @@ fn password_in_a_url_or_secret_never_reaches_the_message() {
 }
 
 #[test]
-fn what_would_hurt_if_ignored_is_refused() {
-    let error = refused(&[("BACKUP_ENCRYPT_RECIPIENTS", "age1xyz")]);
-    assert!(error.fact.contains("BACKUP_ENCRYPT_RECIPIENTS"), "{error}");
-    let unsupported = "not supported by this version of pgark";
-    assert!(error.fact.contains(unsupported), "{error}");
-    assert!(error.hint.is_some());
-}
-
-#[test]
 fn without_a_local_store_there_must_be_a_bucket() {
     let error = refused(&[("BACKUP_DIR", "none")]);
     assert!(error.fact.contains("BACKUP_DIR none"), "{error}");

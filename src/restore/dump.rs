@@ -13,9 +13,8 @@ use std::sync::Arc;
 use super::execute::Run;
 use super::plan::{self, Plan, Statement};
 use super::target::NewDatabase;
-use crate::archive::index::Index;
-use crate::archive::reader;
 use crate::archive::script::Meaning;
+use crate::archive::{Artefact, Identities, Index};
 use crate::cancel::Token;
 use crate::catalog::manifest::Manifest;
 use crate::error::{Error, Result};
@@ -26,9 +25,7 @@ use crate::units::Codec;
 
 /// A dump that is ready to be restored: its index read and checked against the manifest.
 pub struct Source<'a> {
-    store: &'a dyn Store,
-    key: Key,
-    codec: Codec,
+    artefact: Artefact<'a>,
     pub(super) manifest: &'a Manifest,
     index: Index,
     pub(super) meanings: Vec<Meaning>,
@@ -45,29 +42,30 @@ pub struct Restored {
 
 impl<'a> Source<'a> {
     /// Reads the index and proves that it and the artefact's size are what the manifest says.
+    /// `identities` open an encrypted one; its manifest must be revealed already.
     ///
     /// # Errors
-    /// `Damage` when anything differs; nothing was touched then.
+    /// `Damage` when anything differs, `Usage` when none of the identities opens it; nothing was
+    /// touched then.
     pub fn open(
         store: &'a dyn Store,
         key: Key,
         index_key: &Key,
         codec: Codec,
         manifest: &'a Manifest,
+        identities: Option<&Identities>,
     ) -> Result<Self> {
         let record = manifest.index.as_ref().ok_or_else(|| {
             Error::damage(format!("the manifest of {} names no index", manifest.id))
         })?;
-        let index = Index::read(store, index_key, &record.sha256)?;
+        let index = Index::read(store, index_key, &record.sha256, identities)?;
         let meanings = index
             .frames
             .iter()
             .map(|frame| Meaning::from_json(&frame.meaning))
             .collect::<Result<Vec<_>>>()?;
         let source = Source {
-            store,
-            key,
-            codec,
+            artefact: Artefact::open(store, key, codec, identities)?,
             manifest,
             index,
             meanings,
@@ -78,7 +76,7 @@ impl<'a> Source<'a> {
 
     fn check(&self) -> Result<()> {
         let damage = |what: String| {
-            Err(Error::damage(format!("{}: {what}", self.key))
+            Err(Error::damage(format!("{}: {what}", self.artefact.key()))
                 .hint("`pgark verify` tells more; `pgark list` shows other backups"))
         };
         let end = self
@@ -86,10 +84,10 @@ impl<'a> Source<'a> {
             .frames
             .last()
             .map_or(0, |frame| frame.offset + frame.bytes);
-        let stored = self.store.stat(&self.key)?.map_or(0, |object| object.bytes);
-        if stored != self.manifest.artefact.bytes || end != stored {
+        let (stored, framed) = (self.artefact.stored_bytes(), self.artefact.bytes());
+        if stored != self.manifest.artefact.bytes || end != framed {
             return damage(format!(
-                "{stored} bytes where the manifest says {} and the index {end}",
+                "{stored} bytes where the manifest says {}, and {framed} of frames where the index says {end}",
                 self.manifest.artefact.bytes
             ));
         }
@@ -133,7 +131,7 @@ impl<'a> Source<'a> {
 
     /// A frame's raw bytes, checked against the index.
     pub(super) fn read(&self, frame: usize) -> Result<Vec<u8>> {
-        reader::read_frame(self.store, &self.key, self.codec, &self.index.frames[frame])
+        self.artefact.frame(&self.index.frames[frame])
     }
 
     /// Restores into the new database `name` on the server of `target`.
