@@ -33,6 +33,7 @@ mod prune;
 mod replace;
 mod restore_tables;
 mod round_trip;
+mod s3_alone;
 mod screens;
 mod second_store;
 mod service;
