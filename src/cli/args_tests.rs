@@ -133,7 +133,9 @@ fn help_shows_what_exists_with_an_example_for_each_verb() {
             "status",
             "cat",
             "keygen",
-            "demo"
+            "demo",
+            "completions",
+            "man"
         ]
     );
     for verb in command.get_subcommands() {

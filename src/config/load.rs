@@ -98,6 +98,14 @@ fn same_place(configs: &[Config]) -> Result<()> {
     Ok(())
 }
 
+fn among(several: bool, flags: &Flags) -> Among {
+    match (several, &flags.cluster) {
+        (false, _) => Among::Alone,
+        (true, None) => Among::Several,
+        (true, Some(_)) => Among::Chosen,
+    }
+}
+
 fn one(
     flags: &Flags,
     process: &Environment,
@@ -131,11 +139,7 @@ fn one(
     };
     Ok(Config {
         cluster: cluster.name.clone(),
-        among: match (several, &flags.cluster) {
-            (false, _) => Among::Alone,
-            (true, None) => Among::Several,
-            (true, Some(_)) => Among::Chosen,
-        },
+        among: among(several, flags),
         environment: env.clone(),
         databases,
         databases_given,
