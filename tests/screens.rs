@@ -78,6 +78,12 @@ impl Stage {
             .env("TZ", "UTC")
             .env("LC_ALL", "C.UTF-8");
         shell.env("HOME", self.place.path());
+        // For the page's own psql.
+        for (name, value) in self.server.env() {
+            if let Some(name) = name.strip_prefix("DB_") {
+                shell.env(format!("PG{name}"), value);
+            }
+        }
         shell
             .env("BACKUP_DIR", self.dir())
             .env("DB_NAME", "app")
@@ -131,10 +137,11 @@ fn words(line: &str) -> String {
         }
         out.push(' ');
     }
-    // A size may change its unit.
-    ["KiB", "MiB", "GiB"]
-        .iter()
-        .fold(out, |out, unit| out.replace(&format!("# {unit}"), "# B"))
+    // A size may change its unit, and so may a time.
+    let sizes = ["KiB", "MiB", "GiB", "TiB"].map(|unit| (format!("# {unit}"), "# B"));
+    let times = ["# d # h", "# h # min", "# min"].map(|time| (time.to_owned(), "# s"));
+    let units = sizes.into_iter().chain(times);
+    units.fold(out, |out, (unit, one)| out.replace(&unit, one))
 }
 
 fn same(shown: &str, page: &str) -> bool {
