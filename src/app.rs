@@ -3,6 +3,7 @@
 //! Invariant: building anything here touches nothing but what it opens; a connection is made
 //! only by those who ask for one.
 
+mod elsewhere;
 mod keys;
 
 use std::io::Write as _;
@@ -26,7 +27,7 @@ use crate::postgres::{ConnInfo, Target, patience};
 use crate::retention::Policy;
 use crate::schedule::{self, Schedule};
 use crate::store::Store;
-use crate::store::local::LocalStore;
+use crate::store::local::{LocalStore, create_dir};
 use crate::store::lock::Reading;
 use crate::store::object::{Keys, S3Options, S3Store, Secret};
 use crate::units::Codec;
@@ -48,7 +49,10 @@ impl App {
     /// `Usage`, with the variable, flag or line, and the fix.
     pub fn all(flags: &Flags, environment: &Environment, cancel: &Token) -> Result<Vec<App>> {
         let configs = crate::config::load(flags, environment)?.into_iter();
-        let app = |config: Config| {
+        let app = |mut config: Config| {
+            if !config.has_local() {
+                config.warnings.extend(settle(&mut config.dir)?);
+            }
             keys::identity_file(&config.encryption)?;
             Ok(App {
                 codec: Codec::parse(&config.compression)?,
@@ -241,7 +245,15 @@ impl App {
     /// # Errors
     /// `Usage` for a contradictory configuration, `Failed` when nothing answers.
     pub fn pin(&self, names: &[String]) -> Result<Target> {
-        self.pin_within(names, Duration::ZERO, &|_| ())
+        self.pin_to(&self.target()?, names)
+    }
+
+    /// The same for another server.
+    ///
+    /// # Errors
+    /// As [`Self::pin`].
+    pub fn pin_to(&self, target: &Target, names: &[String]) -> Result<Target> {
+        self.pin_within(target, names, Duration::ZERO, &|_| ())
     }
 
     /// The same for a run of dumps, which waits for a server that is still starting as long as for a
@@ -250,11 +262,16 @@ impl App {
     /// # Errors
     /// As [`App::pin`].
     pub fn pin_when_ready(&self, names: &[String], say: &dyn Fn(&str)) -> Result<Target> {
-        self.pin_within(names, self.config.lock_timeout, say)
+        self.pin_within(&self.target()?, names, self.config.lock_timeout, say)
     }
 
-    fn pin_within(&self, names: &[String], wait: Duration, say: &dyn Fn(&str)) -> Result<Target> {
-        let target = self.target()?;
+    fn pin_within(
+        &self,
+        target: &Target,
+        names: &[String],
+        wait: Duration,
+        say: &dyn Fn(&str),
+    ) -> Result<Target> {
         let connect = |name: &str| {
             patience::connect_when_ready(&target.with_database(name), wait, &self.cancel, say)
         };
@@ -396,6 +413,54 @@ impl App {
     pub fn progress(&self) -> Arc<crate::progress::Progress> {
         Arc::new(crate::progress::Progress::default())
     }
+}
+
+/// Makes the directory of locks and records where there is no local store; where it cannot be
+/// made or written, one that goes with the machine's next start must do, with a warning.
+fn settle(dir: &mut PathBuf) -> Result<Option<String>> {
+    let why = match usable(dir) {
+        Ok(()) => return Ok(None),
+        Err(error) => error,
+    };
+    let user = rustix::process::geteuid().as_raw();
+    let own = std::env::temp_dir().join(format!("pgark-{user}"));
+    // Each cluster its own, as in what was asked for.
+    let instead = own.join(dir.strip_prefix("/").unwrap_or(dir));
+    let text = format!("locks and records cannot lie in {}: {why}", dir.display());
+    private(&own)
+        .and_then(|()| usable(&instead))
+        .map_err(|error| {
+            Error::failed(format!("{text}; nor in {}: {error}", instead.display())).hint(
+                "PGARK_STATE_DIR names a directory that pgark may write; in a read-only container, a tmpfs",
+            )
+        })?;
+    let warning = format!(
+        "{text}; they lie in {} until it is cleared (PGARK_STATE_DIR)",
+        instead.display()
+    );
+    *dir = instead;
+    Ok(Some(warning))
+}
+
+fn usable(dir: &Path) -> std::io::Result<()> {
+    create_dir(dir)?;
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    Ok(rustix::fs::access(dir, access)?)
+}
+
+/// Where everybody may write, somebody else may have been first.
+fn private(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    create_dir(dir)?;
+    let about = std::fs::symlink_metadata(dir)?;
+    let ours = about.uid() == rustix::process::geteuid().as_raw();
+    if about.is_dir() && ours && about.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(std::io::Error::other(format!(
+        "{} is somebody else's",
+        dir.display()
+    )))
 }
 
 fn local(name: &str, dir: &Path) -> Result<Box<dyn Store>> {

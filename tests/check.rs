@@ -313,7 +313,6 @@ fn a_standby_that_may_cancel_a_dump_is_told_so_and_mended() {
         17,
         &Setup {
             prepare: Some(&prepare),
-            state: Some("standby"),
             ..Setup::default()
         },
     );

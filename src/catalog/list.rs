@@ -4,56 +4,21 @@
 //! either legacy (it has a `.sha256`) or not listed at all. Reads only.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::known::{Known, Summary};
 use super::layout::{Outcome, Part, parse_key, part_key};
 use super::legacy::check_legacy;
 use super::manifest::{FileRecord, Manifest};
+pub use super::state::State;
 use super::state::{self, Standing};
 use crate::anomaly;
 use crate::config::distance;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Key, Object, Store};
 use crate::units::{BackupId, BackupKind, Codec};
-
-/// What is known of a backup (design §2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Its manifest is committed, and its files have the manifest's sizes.
-    Taken,
-    /// Re-read and decoded.
-    Verified,
-    /// Passed a drill.
-    Proven,
-    /// Damaged, or failed a verify or a drill; `reason` says how.
-    Failed,
-    /// The manifest is there, the artefact is not.
-    Missing,
-    /// Of the old service.
-    Legacy,
-    /// Whole, but it holds far less than the good ones before it, and nobody accepted that.
-    Suspect,
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            State::Taken => "taken",
-            State::Verified => "verified",
-            State::Proven => "proven",
-            State::Failed => "failed",
-            State::Missing => "missing",
-            State::Legacy => "legacy",
-            State::Suspect => "suspect",
-        })
-    }
-}
 
 /// One backup.
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@
 //! `accepted` contradicts none of them: it answers another question.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,40 @@ use super::layout::{Outcome, STATE_FOLDER, parse_state_key, state_key};
 use crate::error::{Error, Result};
 use crate::store::{self, Object, Put, Store};
 use crate::units::BackupId;
+
+/// What is known of a backup (design §2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its manifest is committed, and its files have the manifest's sizes.
+    Taken,
+    /// Re-read and decoded.
+    Verified,
+    /// Passed a drill.
+    Proven,
+    /// Damaged, or failed a verify or a drill; `reason` says how.
+    Failed,
+    /// The manifest is there, the artefact is not.
+    Missing,
+    /// Of the old service.
+    Legacy,
+    /// Whole, but it holds far less than the good ones before it, and nobody accepted that.
+    Suspect,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            State::Taken => "taken",
+            State::Verified => "verified",
+            State::Proven => "proven",
+            State::Failed => "failed",
+            State::Missing => "missing",
+            State::Legacy => "legacy",
+            State::Suspect => "suspect",
+        })
+    }
+}
 
 /// The content of a state file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,17 +3,15 @@
 //! Invariant: only what this version does is in the help; wrong usage ends with exit code 2
 //! (clap's own, and design §6).
 
+mod flags;
+mod values;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
-use jiff::civil::{Date, DateTime};
-use jiff::tz::TimeZone;
 
-use crate::config::Flags;
-
-/// PostgreSQL's `NAMEDATALEN` less one.
-const NAME_LEN_MAX: usize = 63;
+use self::values::{database, jobs, time};
 
 /// PostgreSQL backups that anyone can restore.
 #[derive(Debug, Clone, Parser)]
@@ -116,8 +114,10 @@ Examples:
   pgark restore                                  the newest, into <database>_restored_<time>
   pgark restore latest --database app --into app_check
   pgark restore backup_app_20250122_020015 --dry-run
+  pgark restore latest --replace                 restored beside, checked, then swapped in
+  pgark restore latest --table orders --into app the lost table back beside the others
 
-An existing database is never touched.")]
+Without --replace and --table an existing database is never touched.")]
     Restore(Restore),
 
     /// Look what backups need and do not have, and print what mends it
@@ -332,6 +332,7 @@ pub struct Verify {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Restore {
     /// A backup's id, or `latest`
     #[arg(value_name = "BACKUP", default_value = "latest")]
@@ -345,7 +346,27 @@ pub struct Restore {
     #[arg(long, value_name = "NEW", value_parser = database)]
     pub into: Option<String>,
 
-    /// Show the plan and stop
+    /// Take the place of the database (of --into, else of the backup's own); the old one is kept
+    #[arg(long, conflicts_with = "table")]
+    pub replace: bool,
+
+    /// End the sessions that are connected when the swap comes
+    #[arg(long, requires = "replace")]
+    pub disconnect: bool,
+
+    /// Only this table, `table` or `schema.table`, with what belongs to it; may be repeated
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+
+    /// Restore roles and tablespaces first; those that exist are left alone
+    #[arg(long)]
+    pub globals: bool,
+
+    /// Into another server: a connection string or URI [the server of DB_HOST]
+    #[arg(long, value_name = "CONNINFO")]
+    pub server: Option<String>,
+
+    /// Show the plan, look whether the server can take it, and stop
     #[arg(long)]
     pub dry_run: bool,
 
@@ -389,84 +410,6 @@ pub struct Demo {
 
     #[command(flatten)]
     pub width: Width,
-}
-
-impl Args {
-    /// What the configuration takes from the command line. `restore --database` is not among
-    /// it: that chooses a backup, not what to back up.
-    #[must_use]
-    pub fn flags(&self) -> Flags {
-        let mut flags = Flags {
-            config: self.global.config.clone(),
-            cluster: self.global.cluster.clone(),
-            ..Flags::default()
-        };
-        let (place, width) = match &self.verb {
-            Verb::Backup(verb) => {
-                flags.database.clone_from(&verb.database);
-                flags.compression.clone_from(&verb.compression);
-                (Some(&verb.place), Some(&verb.width))
-            }
-            Verb::Serve(verb) => (Some(&verb.place), None),
-            Verb::Check(verb) => {
-                flags.database.clone_from(&verb.database);
-                (Some(&verb.place), Some(&verb.width))
-            }
-            Verb::Accept(verb) => (Some(&verb.place), None),
-            Verb::Prune(verb) => (Some(&verb.place), None),
-            Verb::Status(verb) => (Some(&verb.place), None),
-            Verb::Replicate(verb) => (Some(&verb.place), None),
-            Verb::List(verb) => (Some(&verb.place), None),
-            Verb::Show(verb) => (Some(&verb.place), None),
-            Verb::Verify(verb) => (Some(&verb.place), Some(&verb.width)),
-            Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
-            Verb::Cat(verb) => (Some(&verb.place), None),
-            Verb::Demo(verb) => (None, Some(&verb.width)),
-            Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => (None, None),
-        };
-        flags.dir = place.and_then(|place| place.dir.clone());
-        flags.jobs = width.and_then(|width| width.jobs);
-        flags
-    }
-}
-
-fn jobs(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(jobs @ 1..=64) => Ok(jobs),
-        _ => Err("expected a whole number from 1 to 64".to_owned()),
-    }
-}
-
-fn database(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        Err("a database's name is not empty".to_owned())
-    } else if text.len() > NAME_LEN_MAX {
-        Err(format!(
-            "the name has {} bytes; PostgreSQL's names have at most {NAME_LEN_MAX}",
-            text.len()
-        ))
-    } else {
-        Ok(text.to_owned())
-    }
-}
-
-/// Parses a moment. Without an offset it is UTC, as every time that pgark prints.
-fn time(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let civil = match text.parse::<Date>() {
-        // A date alone is its midnight; one with a time parses below.
-        Ok(date) if text.len() <= 10 => date.to_datetime(jiff::civil::Time::midnight()),
-        _ => text.parse::<DateTime>().map_err(|_| {
-            "expected a time such as 2025-01-22, \"2025-01-22 02:00\" or 2025-01-22T02:00:00Z"
-                .to_owned()
-        })?,
-    };
-    civil
-        .to_zoned(TimeZone::UTC)
-        .map(|zoned| zoned.timestamp())
-        .map_err(|_| "the time is out of range".to_owned())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use self::session::Session;
 use self::stage::Stage;
 use self::story::Figures;
 use super::args::{Demo, Global};
-use super::{print, print_json, read, restore as restore_verb};
+use super::{print, print_json, read};
 use crate::backup::run::{self, Run};
 use crate::cancel::Token;
 use crate::catalog::layout::Part;
@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::postgres::process::{Child, clean_command};
 use crate::postgres::{Target, quote_ident};
 use crate::progress::Reporter;
-use crate::restore::dump;
+use crate::restore::{dump, fresh_name};
 use crate::store::Store;
 
 /// What people do on a Friday.
@@ -216,7 +216,7 @@ impl Play {
         before: &Fingerprint,
     ) -> Result<()> {
         let (app, started) = (&stage.app, Instant::now());
-        let name = restore_verb::default_name(sample::DATABASE);
+        let name = fresh_name(sample::DATABASE, "restored");
         let manifest = entry
             .manifest
             .as_ref()
@@ -231,14 +231,15 @@ impl Play {
         )?;
         let progress = app.progress();
         let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), self.quiet);
-        let result = source.restore(
-            &stage.admin,
-            &name,
-            app.config.jobs,
-            false,
-            &progress,
-            &app.cancel,
-        );
+        let result = source.restore(&dump::Job {
+            target: &stage.admin,
+            name: &name,
+            jobs: app.config.jobs,
+            keep: false,
+            stead: None,
+            progress: &progress,
+            cancel: &app.cancel,
+        });
         drop(reporter);
         result?;
         self.figures.restored.database.clone_from(&name);

@@ -15,6 +15,7 @@ mod manual;
 mod read;
 mod render;
 mod restore;
+mod restore_page;
 mod serve;
 mod service;
 

@@ -62,8 +62,15 @@ fn say_empty(apps: &[App], global: &Global) {
             Some(name) => name.clone(),
             None => app.store_names().join(" and "),
         };
-        let (whose, dir) = (app.whose(), app.config.dir.display());
-        note(&format!("{whose}no backups in {names} ({dir})"));
+        let whose = app.whose();
+        let dir = app
+            .config
+            .has_local()
+            .then(|| format!(" ({})", app.config.dir.display()));
+        note(&format!(
+            "{whose}no backups in {names}{}",
+            dir.unwrap_or_default()
+        ));
     }
 }
 
@@ -299,7 +306,7 @@ pub(super) fn cat(app: &App, verb: &Cat, global: &Global) -> Result<()> {
 }
 
 /// Hands the whole text of a backup to `out`.
-fn pour(
+pub(super) fn pour(
     app: &App,
     store: &dyn Store,
     entry: &mut Entry,

@@ -45,7 +45,8 @@ pub(super) fn serve(apps: Vec<App>, environment: &Environment, flags: &Flags) ->
         };
         let schedule = app.schedule()?;
         if let Err(error) = begin(log, &app, number) {
-            if !several {
+            // A bucket that is away now is no reason to take no backup ever.
+            if !several && app.config.has_local() {
                 return Err(error);
             }
             log.error(&error.to_string());

@@ -16,7 +16,8 @@ use crate::units::ByteSize;
 pub(super) fn replicate(app: &App, global: &Global, out: &mut Out<'_>) -> Result<()> {
     if app.others().is_empty() {
         return Err(
-            Error::usage("there is no second store").hint("S3_BUCKET names the bucket of one")
+            Error::usage("there is no second store: nothing to replicate")
+                .hint("S3_BUCKET names the bucket of one, beside a BACKUP_DIR"),
         );
     }
     let say = |text: &str| {

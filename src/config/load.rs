@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::environment::{Environment, Secret, Setting, lookup};
 use super::file::{File, Key, Table};
-use super::stores::stores;
+use super::stores::{is_none, stores, within};
 use super::table::{Since, VARIABLES, Variable};
 use super::{
     Among, Anomaly, Config, ConnectionSettings, Databases, Flags, Place, Service, databases,
@@ -139,7 +139,10 @@ fn one(
         environment: env.clone(),
         databases,
         databases_given,
-        dir: dir.ok_or_else(no_local)?,
+        dir: match dir {
+            Some(dir) => dir,
+            None => within(state_dir(env)?, folder),
+        },
         stores,
         max_runs: file.map_or(1, |file| file.max_runs),
         compression: compression.text,
@@ -164,9 +167,9 @@ pub(super) fn goes_before(key: &Key, path: &str, whose: &str) -> String {
     )
 }
 
-fn no_local() -> Error {
-    Error::usage("no store is a local directory, which this version of pgark needs")
-        .hint("BACKUP_DIR names one; in pgark.toml, a [[store]] with backup_dir")
+/// Where locks and records lie without a local store.
+fn state_dir(env: &Environment) -> Result<PathBuf> {
+    Ok(PathBuf::from(required("PGARK_STATE_DIR", env)?.text))
 }
 
 pub(super) fn backup_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
@@ -176,11 +179,12 @@ pub(super) fn backup_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
     }
 }
 
-/// The directory of the backups, above the clusters' folders; `none` for none.
+/// The directory of the backups, above the clusters' folders; without a local store that of locks
+/// and records, and false.
 ///
 /// # Errors
 /// `Usage` when settings contradict each other.
-pub fn root_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
+pub fn root_dir(flags: &Flags, env: &Environment) -> Result<(PathBuf, bool)> {
     let file = file(flags, env)?;
     let dirs = file
         .iter()
@@ -191,10 +195,17 @@ pub fn root_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
         .map(|key| key.text.clone())
         .next();
     if let Some(dir) = named.filter(|_| flags.dir.is_none()) {
-        return Ok(PathBuf::from(dir));
+        return Ok((PathBuf::from(dir), true));
     }
     let keys = file.as_ref().map_or(&[][..], |file| file.keys.as_slice());
-    backup_dir(flags, &env.clone().with_defaults(keys))
+    let env = env.clone().with_defaults(keys);
+    let dir = backup_dir(flags, &env)?;
+    let buckets = file.as_ref().map_or(&[][..], |file| file.stores.as_slice());
+    let buckets_only = !buckets.is_empty() && buckets.iter().all(Table::is_bucket);
+    if is_none(&dir) || buckets_only {
+        return Ok((state_dir(&env)?, false));
+    }
+    Ok((dir, true))
 }
 
 /// Whether root shall hand its work to the owner of the backups.

@@ -95,6 +95,15 @@ pub struct Config {
     pub no_effect_yet: Option<String>,
 }
 
+impl Config {
+    /// Whether `dir` is a local store, and not only where locks and records lie.
+    #[must_use]
+    pub fn has_local(&self) -> bool {
+        let mut stores = self.stores.iter();
+        stores.any(|store| matches!(store.place, Place::Local(_)))
+    }
+}
+
 /// What stays when backups expire; each rule adds to the others. 0: the rule keeps nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {

@@ -171,7 +171,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Connection, "DB_CONNINFO", Form::Text, "All of the connection as libpq takes it: `postgresql://user@host:port/name?sslmode=require`, or `host=… port=… service=…`. What another `DB_*` variable says goes before it.")
         .secret(),
 
-    var(Backups, "BACKUP_DIR", Form::Path, "The local store: a directory. `none` (no local store) is refused by this version.")
+    var(Backups, "BACKUP_DIR", Form::Path, "The local store: a directory. `none`: no local store; backups are streamed straight into the bucket, with no scratch disk.")
         .default("/backups"),
     var(Backups, "BACKUP_COMPRESSION", Form::Compression, "How dumps are compressed, with a level if you like.")
         .default("gzip"),
@@ -186,6 +186,8 @@ pub const VARIABLES: &[Variable] = &[
     var(Programs, "PGARK_PG_BIN", Form::Path, "Directory of PostgreSQL's client programs, or several with colons between. Set, no other place is searched."),
     var(Programs, "PGARK_LOCK_TIMEOUT", Form::Duration, "How long a dump waits: for the lock on a table that somebody else holds, and for a server that is still starting.")
         .default("60s"),
+    var(Programs, "PGARK_STATE_DIR", Form::Path, "Where locks, journal and `backup.log` lie when there is no local store.")
+        .default("/var/lib/pgark"),
     var(Programs, "PGARK_RUN_TIMEOUT", Form::Duration, "How long a run of the service may take; then it is ended, so that the next one can begin.")
         .default("24h"),
     var(Programs, "PGARK_CONFIG", Form::Path, "The configuration file, for several clusters or stores. Unset: `/etc/pgark/pgark.toml`, if it exists."),

@@ -3,8 +3,8 @@
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::super::Anomaly;
 use super::Parser;
+use crate::config::Anomaly;
 use crate::error::Result;
 
 /// The keys, in the order of the documentation.
