@@ -167,8 +167,9 @@ fn ask(source: &str, cancel: &Token) -> Result<String> {
         .open("/dev/tty")
         .map_err(nobody)?;
     let before = tcgetattr(&terminal).map_err(|error| nobody(error.into()))?;
-    write!(terminal, "Passphrase of {source}: ")?;
     let hidden = Hidden::new(&terminal, before)?;
+    // Only now: what is typed at once must neither be shown nor thrown away.
+    write!(&terminal, "Passphrase of {source}: ")?;
     let answer = read_line(&terminal, cancel);
     drop(hidden);
     writeln!(terminal)?;
