@@ -19,6 +19,7 @@ mod leaving;
 mod mid_dump;
 mod pooler;
 mod prune;
+mod replication;
 mod round_trip;
 mod second_store;
 mod service;

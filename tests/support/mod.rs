@@ -16,7 +16,7 @@ pub(crate) use compare::{
     assert_same, database_properties, dump_data, dump_schema, table_digest, toc,
 };
 pub(crate) use pgark::{Pgark, Running};
-pub(crate) use server::{PASSWORD, Server, Setup};
+pub(crate) use server::{PASSWORD, Server, Setup, bin};
 pub(crate) use site::{Session, Site};
 
 use std::path::{Path, PathBuf};
