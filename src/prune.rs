@@ -1,4 +1,5 @@
-//! Expires backups of one store: the plan of `retention`, then the deletions, oldest first.
+//! Expires backups of one store: the plan of `retention`, then the deletions, oldest first
+//! (of base backups: what builds on others first).
 //!
 //! Invariants: nothing is deleted but whole backups that the catalog lists, and what is left of
 //! those whose artefact somebody deleted by hand; a backup that somebody reads stays until the
@@ -14,6 +15,7 @@ use crate::catalog::list::{Catalog, Entry, State};
 use crate::error::{Error, Result};
 use crate::retention::{self, Backup, Clock, Condition, Policy};
 use crate::store::Store;
+use crate::units::{BackupId, BackupKind};
 
 /// The verdict on one backup.
 #[derive(Debug, Clone)]
@@ -117,7 +119,23 @@ fn backup(entry: &Entry) -> Backup {
         },
         legacy: entry.manifest.is_none() && entry.state == State::Legacy,
         bytes: entry.bytes,
+        parent: parent(entry).cloned(),
     }
+}
+
+fn parent(entry: &Entry) -> Option<&BackupId> {
+    entry.manifest.as_ref()?.parent.as_ref()
+}
+
+/// Oldest first, but incremental backups before what they build on, which is older: an
+/// interrupted prune must not leave one without its parent.
+fn deletions(plan: &Plan) -> Vec<&Entry> {
+    let expired = plan.verdicts.iter().filter(|verdict| !verdict.keep);
+    let (mut bases, others): (Vec<&Entry>, Vec<&Entry>) = expired
+        .map(|verdict| &verdict.entry)
+        .partition(|entry| entry.kind == BackupKind::Base);
+    bases.extend(others.into_iter().rev());
+    bases
 }
 
 /// Deletes what the plan does not keep, oldest first. `in_use` tells that somebody reads a backup.
@@ -131,9 +149,16 @@ pub fn apply(
     cancel: &Token,
 ) -> Result<Pruned> {
     let mut pruned = Pruned::default();
-    for verdict in plan.verdicts.iter().rev().filter(|verdict| !verdict.keep) {
+    for entry in deletions(plan) {
         cancel.check()?;
-        let entry = verdict.entry.clone();
+        let entry = entry.clone();
+        let mut left = pruned.stayed.iter();
+        if let Some((child, _)) = left.find(|(stayed, _)| parent(stayed) == Some(&entry.id)) {
+            let error = Error::busy(format!("{} builds on {}", child.id, entry.id))
+                .hint("it goes with the next prune");
+            pruned.stayed.push((entry, error));
+            continue;
+        }
         if in_use(&entry) {
             let error = Error::busy(format!("{} is being read", entry.id))
                 .hint("it goes with the next prune");

@@ -9,6 +9,7 @@
 //! - it is legacy, and its database has no verified or proven backup of pgark yet;
 //! - it is not good, but nothing of its database is;
 //! - it is the globals of a good dump that is kept;
+//! - an incremental base backup that is kept builds on it, directly or not;
 //! - the clock that judges it is in doubt.
 //!
 //! Why the *newest* of a day, week, month or year: at the moment when it is taken it is the newest
@@ -26,8 +27,7 @@
 //! for those that are. The last good backup of a database never expires. Applying a plan and
 //! planning again at the same moment expires nothing more.
 //!
-//! Not here: the order of deletion, and chains of incremental base backups; a base backup is
-//! judged like a dump, by cluster.
+//! A base backup is judged like a dump, by cluster. Not here: the order of deletion.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +69,8 @@ pub struct Backup {
     pub legacy: bool,
     /// Of all that its deletion frees.
     pub bytes: u64,
+    /// What an incremental base backup builds on.
+    pub parent: Option<BackupId>,
 }
 
 /// What a user wants to keep. Every rule adds to the others.
@@ -125,6 +127,7 @@ pub fn plan(backups: &[Backup], policy: &Policy, clock: Clock) -> Plan {
     verdicts.keep_legacy();
     verdicts.keep_bad_without_good();
     verdicts.keep_globals_of_dumps();
+    verdicts.keep_chains();
     let doubt = verdicts.keep_in_doubt();
     verdicts.finish(doubt)
 }
@@ -319,6 +322,22 @@ impl<'a> Verdicts<'a> {
         }
         for (at, dump) in needed {
             self.reasons[at].push(Reason::GoesWith(dump.id.clone()));
+        }
+    }
+
+    /// What a kept incremental backup builds on stays, down to the full one.
+    fn keep_chains(&mut self) {
+        let backups = self.backups;
+        let places = backups.iter().enumerate();
+        let places: BTreeMap<&BackupId, usize> = places.map(|(at, one)| (&one.id, at)).collect();
+        // Newest first: a parent is older than what builds on it.
+        let mut order: Vec<usize> = (0..backups.len()).collect();
+        order.sort_by(|a, b| sort_key(&backups[*b]).cmp(&sort_key(&backups[*a])));
+        for at in order {
+            let parent = backups[at].parent.as_ref().and_then(|id| places.get(id));
+            if let Some(parent) = parent.filter(|_| !self.reasons[at].is_empty()) {
+                self.reasons[*parent].push(Reason::NeededBy(backups[at].id.clone()));
+            }
         }
     }
 

@@ -27,7 +27,6 @@ const LONGER: &[(&str, usize)] = &[
     ("src/pipeline_tests.rs", 453),
     ("src/postgres/tls.rs::new", 65),
     ("src/restore/plan.rs::add_loads", 68),
-    ("src/store/local.rs", 460),
     (
         "tests/cli.rs::list_json_has_the_contracts_fields_and_utc_times",
         63,

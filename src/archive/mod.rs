@@ -10,6 +10,7 @@ pub mod codec;
 pub mod index;
 pub mod reader;
 pub mod script;
+pub mod tar;
 pub mod writer;
 
 pub use crate::store::{StoreReader, Written, hash};

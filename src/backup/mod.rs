@@ -1,3 +1,4 @@
 //! Taking backups.
+pub mod base;
 pub mod dump;
 pub mod run;

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::base;
 use super::layout::{Outcome, Part, parse_key, part_key};
 use super::legacy::check_legacy;
 use super::manifest::{FileRecord, Manifest};
@@ -138,7 +139,9 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
         found.push((entry, family, outcome));
     }
     let mut entries = in_parallel(store, found);
+    entries.extend(base::entries(store, &mut outcomes)?);
     entries.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
+    base::judge_chains(&mut entries);
     Ok(Catalog { entries })
 }
 
@@ -197,7 +200,7 @@ fn in_parallel(store: &dyn Store, found: Vec<Found<'_>>) -> Vec<Entry> {
     })
 }
 
-fn fail(entry: &mut Entry, reason: String) {
+pub(super) fn fail(entry: &mut Entry, reason: String) {
     entry.state = State::Failed;
     entry.good = false;
     entry.reason = Some(reason);
@@ -250,7 +253,7 @@ fn judge(
     entry.manifest = Some(manifest);
 }
 
-fn differs(object: Option<&Object>, file: &FileRecord) -> Option<String> {
+pub(super) fn differs(object: Option<&Object>, file: &FileRecord) -> Option<String> {
     match object {
         None => Some(format!("{} is missing", file.name)),
         Some(object) if object.bytes != file.bytes => Some(format!(

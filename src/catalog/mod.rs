@@ -3,6 +3,7 @@
 //! Invariant: a backup exists exactly when its manifest does; the catalog is read from the store
 //! and never kept anywhere else.
 
+pub mod base;
 pub mod commit;
 pub mod layout;
 pub mod legacy;

@@ -82,7 +82,8 @@ Example:
     #[command(after_help = "\
 Examples:
   pgark backup                                   what DB_NAME says
-  pgark backup --database app --dir /backups     one database, its name taken literally")]
+  pgark backup --database app --dir /backups     one database, its name taken literally
+  pgark backup --base                            the whole cluster, as files")]
     Backup(Backup),
 
     /// List backups, newest first
@@ -199,6 +200,18 @@ pub struct Backup {
     /// Back up this database, its name taken literally; may be repeated [DB_NAME]
     #[arg(long, value_name = "NAME", value_parser = database)]
     pub database: Vec<String>,
+
+    /// Take a base backup of the whole cluster instead of dumps
+    #[arg(long, conflicts_with = "database")]
+    pub base: bool,
+
+    /// Only what changed since the newest base backup (PostgreSQL 17 and later)
+    #[arg(long, requires = "base")]
+    pub incremental: bool,
+
+    /// Let the server send at most so much each second: 32k to 1g
+    #[arg(long, requires = "base", value_name = "BYTES", value_parser = rate_kib)]
+    pub max_rate: Option<u32>,
 
     /// Expire nothing afterwards
     #[arg(long)]
@@ -350,6 +363,23 @@ fn jobs(text: &str) -> Result<usize, String> {
         Ok(jobs @ 1..=64) => Ok(jobs),
         _ => Err("expected a whole number from 1 to 64".to_owned()),
     }
+}
+
+/// `100m` → 102400 KiB; a number alone counts KiB, as pg_basebackup's.
+fn rate_kib(text: &str) -> Result<u32, String> {
+    let lower = text.to_ascii_lowercase();
+    let (digits, shift) = match lower.as_bytes().last() {
+        Some(b'k') => (&lower[..lower.len() - 1], 0),
+        Some(b'm') => (&lower[..lower.len() - 1], 10),
+        Some(b'g') => (&lower[..lower.len() - 1], 20),
+        _ => (&lower[..], 0),
+    };
+    let kib = digits
+        .parse()
+        .ok()
+        .and_then(|count: u32| count.checked_mul(1 << shift));
+    kib.filter(|kib| (32..=1 << 20).contains(kib))
+        .ok_or_else(|| "expected 32k to 1g, for example 50m".to_owned())
 }
 
 fn database(text: &str) -> Result<String, String> {

@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::catalog::list;
 use crate::error::Result;
 use crate::progress::Reporter;
+use crate::service::base;
 use crate::service::journal::Trigger;
 use crate::service::run::{self, Wanted};
 use crate::service::stores;
@@ -34,7 +35,15 @@ pub(super) fn backup(app: &App, verb: &Backup, global: &Global) -> Result<()> {
             }
         },
     };
-    let (done, verdict) = run::run(app, store.as_ref(), &wanted);
+    let (done, verdict) = if verb.base {
+        let how = base::How {
+            incremental: verb.incremental,
+            max_rate_kib: verb.max_rate,
+        };
+        base::run(app, store.as_ref(), &wanted, how)
+    } else {
+        run::run(app, store.as_ref(), &wanted)
+    };
     drop(reporter);
     done.notices.iter().for_each(|notice| note(notice));
     let expired = &done.pruned.removed;

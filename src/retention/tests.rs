@@ -40,6 +40,7 @@ fn dump(database: &str, time: Timestamp) -> Backup {
         condition: Condition::Good,
         legacy: false,
         bytes: 100,
+        parent: None,
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::{App, LOCAL, S3};
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::catalog::remains;
+use crate::catalog::{base, remains};
 use crate::clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::prune::{self, Pruned};
@@ -87,6 +87,7 @@ pub fn replicate(app: &App, say: &dyn Fn(&str)) -> Result<Vec<String>> {
     let work = || -> Result<Vec<String>> {
         let first = app.store(Some(LOCAL))?;
         remains::clear_remains(second.as_ref(), clock::now(), &[])?;
+        base::clear_remains(second.as_ref(), clock::now(), &[])?;
         let there = list::load(second.as_ref())?;
         let here = list::load(first.as_ref())?;
         let keeps = |catalog: &Catalog| {
