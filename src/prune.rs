@@ -179,8 +179,10 @@ pub fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::manifest::Manifest;
     use crate::store::local::LocalStore;
     use crate::store::{Key, Put, put};
+    use crate::units::Codec;
 
     /// A store that fails for a moment must not cost a backup, however old.
     #[test]
@@ -216,6 +218,78 @@ mod tests {
             assert_eq!(plan.verdicts[1].keep, keep, "{}", plan.verdicts[1].reason);
             catalog.entries.remove(0);
         }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// The chain 1 ← 2 ← 3, and 4 on its own: what is kept keeps what it builds on, and what goes
+    /// goes from the newest on.
+    #[test]
+    fn chains_stay_whole_and_go_from_their_end() {
+        let time = |day: u32| {
+            format!("2025-01-{day:02}T03:00:00Z")
+                .parse::<Timestamp>()
+                .unwrap()
+        };
+        let entry = |day: u32, parent: Option<u32>| {
+            let id = BackupId::base(time(day));
+            let mut manifest = Manifest::new(id.clone(), Codec::ZSTD, time(day), time(day));
+            manifest.parent = parent.map(|day| BackupId::base(time(day)));
+            Entry {
+                kind: BackupKind::Base,
+                cluster: String::new(),
+                database: None,
+                state: State::Taken,
+                good: true,
+                manifest: Some(manifest),
+                artefact: None,
+                codec: Codec::ZSTD,
+                encrypted: false,
+                reason: None,
+                unread: false,
+                started_at: time(day),
+                finished_at: None,
+                bytes: 1,
+                raw_bytes: None,
+                sha256: None,
+                id,
+            }
+        };
+        let chain = [entry(3, Some(2)), entry(2, Some(1)), entry(1, None)];
+        let mut catalog = Catalog {
+            entries: chain.to_vec(),
+        };
+        let policy = Policy {
+            days: 1,
+            keep_daily: 0,
+            keep_weekly: 0,
+            keep_monthly: 0,
+            keep_yearly: 0,
+            keep_min: 1,
+        };
+        let kept = plan(&catalog, &policy, time(9));
+        assert!(kept.verdicts.iter().all(|verdict| verdict.keep));
+        assert!(
+            kept.verdicts[2]
+                .reason
+                .contains("base_20250102_030000 builds on it")
+        );
+        catalog.entries.insert(0, entry(4, None));
+        let plan = plan(&catalog, &policy, time(9));
+        let order: Vec<&str> = deletions(&plan).iter().map(|one| one.id.as_str()).collect();
+        assert_eq!(
+            order,
+            [
+                "base_20250103_030000",
+                "base_20250102_030000",
+                "base_20250101_030000"
+            ]
+        );
+        // Somebody reads the second: what it builds on stays with it.
+        let dir = std::env::temp_dir().join(format!("pgark-chain-{}", std::process::id()));
+        let store = LocalStore::open(&dir).unwrap();
+        let in_use = |entry: &Entry| entry.id.as_str() == "base_20250102_030000";
+        let pruned = apply(&store, &plan, &in_use, &Token::new()).unwrap();
+        assert_eq!((pruned.removed.len(), pruned.stayed.len()), (1, 2));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -7,6 +7,8 @@
 //! Invariant: nothing is written to the store but the outcome, and an outcome never turns a
 //! failed backup into a good one unless everything was read again and holds.
 
+mod base;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Mutex;
@@ -34,6 +36,7 @@ pub struct Verified {
     pub bytes: u64,
     pub raw_bytes: u64,
     pub frames: u64,
+    /// Of a base backup: files.
     pub rows: u64,
 }
 
@@ -105,6 +108,15 @@ fn content(
                 .reason
                 .clone()
                 .unwrap_or_else(|| "its artefact is missing".to_owned()),
+        ));
+    }
+    if let Some(record) = &manifest.base {
+        let done = base::verify(store, entry, record, threads, progress, cancel)?;
+        return Ok(format!(
+            "{} in {} frames, {} files",
+            ByteSize(done.raw_bytes),
+            done.frames,
+            done.rows
         ));
     }
     let keys = (&key, &entry.key(Part::Index)?);

@@ -6,6 +6,7 @@
 #![allow(clippy::case_sensitive_file_extension_comparisons)]
 
 mod bad_luck;
+mod base;
 mod cli;
 mod connection;
 mod container;

@@ -7,6 +7,7 @@
 //! A crash leaves what the store's uploads leave: temporary names only.
 
 pub mod codec;
+pub mod crc32c;
 pub mod index;
 pub mod reader;
 pub mod script;

@@ -114,8 +114,9 @@ Examples:
   pgark restore                                  the newest, into <database>_restored_<time>
   pgark restore latest --database app --into app_check
   pgark restore backup_app_20250122_020015 --dry-run
+  pgark restore latest --data-dir /var/lib/postgresql/restored     a whole cluster
 
-An existing database is never touched.")]
+An existing database, and a directory that is not empty, is never touched.")]
     Restore(Restore),
 
     /// Delete the backups that nothing keeps, or show which and why
@@ -287,6 +288,14 @@ pub struct Restore {
     #[arg(long, value_name = "NEW", value_parser = database)]
     pub into: Option<String>,
 
+    /// Restore a base backup into this empty or absent directory
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["into", "database", "keep"])]
+    pub data_dir: Option<PathBuf>,
+
+    /// Put a tablespace that lay in OLD into NEW; may be repeated
+    #[arg(long, value_name = "OLD=NEW", requires = "data_dir", value_parser = mapping)]
+    pub tablespace_mapping: Vec<(PathBuf, PathBuf)>,
+
     /// Show the plan and stop
     #[arg(long)]
     pub dry_run: bool,
@@ -362,6 +371,15 @@ fn jobs(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(jobs @ 1..=64) => Ok(jobs),
         _ => Err("expected a whole number from 1 to 64".to_owned()),
+    }
+}
+
+fn mapping(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    match text.split_once('=') {
+        Some((old, new)) if old.starts_with('/') && new.starts_with('/') => {
+            Ok((PathBuf::from(old), PathBuf::from(new)))
+        }
+        _ => Err("expected OLD=NEW, two absolute paths".to_owned()),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::service::base;
 use crate::service::journal::Trigger;
 use crate::service::run::{self, Wanted};
 use crate::service::stores;
+use crate::store::Store;
 use crate::units::ByteSize;
 
 pub(super) fn backup(app: &App, verb: &Backup, global: &Global) -> Result<()> {
@@ -35,15 +36,7 @@ pub(super) fn backup(app: &App, verb: &Backup, global: &Global) -> Result<()> {
             }
         },
     };
-    let (done, verdict) = if verb.base {
-        let how = base::How {
-            incremental: verb.incremental,
-            max_rate_kib: verb.max_rate,
-        };
-        base::run(app, store.as_ref(), &wanted, how)
-    } else {
-        run::run(app, store.as_ref(), &wanted)
-    };
+    let (done, verdict) = take(app, verb, store.as_ref(), &wanted);
     drop(reporter);
     done.notices.iter().for_each(|notice| note(notice));
     let expired = &done.pruned.removed;
@@ -81,4 +74,21 @@ pub(super) fn backup(app: &App, verb: &Backup, global: &Global) -> Result<()> {
         }
     }
     verdict
+}
+
+/// Dumps, or a base backup.
+fn take(
+    app: &App,
+    verb: &Backup,
+    store: &dyn Store,
+    wanted: &Wanted<'_>,
+) -> (run::Done, Result<()>) {
+    if !verb.base {
+        return run::run(app, store, wanted);
+    }
+    let how = base::How {
+        incremental: verb.incremental,
+        max_rate_kib: verb.max_rate,
+    };
+    base::run(app, store, wanted, how)
 }

@@ -10,6 +10,7 @@ mod demo;
 mod read;
 mod render;
 mod restore;
+mod restore_base;
 mod service;
 
 use std::io::Write;
@@ -74,7 +75,10 @@ fn work_on(args: &Args) -> Result<()> {
         Verb::Show(verb) => read::show(&app, verb, &args.global),
         Verb::Verify(verb) => read::verify(&app, verb, &args.global),
         Verb::Cat(verb) => read::cat(&app, verb, &args.global),
-        Verb::Restore(verb) => restore::restore(&app, verb, &args.global),
+        Verb::Restore(verb) => match &verb.data_dir {
+            Some(dir) => restore_base::restore(&app, verb, dir, &args.global),
+            None => restore::restore(&app, verb, &args.global),
+        },
         Verb::Demo(_) => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! Bringing backups back.
 
+pub mod base;
 pub mod dump;
 mod execute;
 pub mod legacy;

@@ -200,19 +200,26 @@ impl Store for LocalStore {
 
     fn delete(&self, key: &Key) -> Result<bool> {
         let path = self.path(key);
-        match fs::remove_file(&path) {
+        let parent = path.parent().unwrap_or(&self.dir);
+        let removed = fs::remove_file(&path);
+        drop_if_empty(parent);
+        match removed {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(explain(error, &path, "delete it")),
         }
-        let parent = path.parent().unwrap_or(&self.dir);
+        // The folder may be gone with its last file.
+        let parent = if parent.is_dir() { parent } else { &self.dir };
         sync_dir(parent).map_err(|error| explain(error, parent, "make the deletion durable"))?;
-        // A backup's folder goes with its last file; one that is not empty refuses.
-        let folder = key.as_str().split('/').next().unwrap_or_default();
-        if parent == self.dir.join(folder) && BackupId::parse(folder).is_ok() {
-            let _ = fs::remove_dir(parent);
-        }
         Ok(true)
+    }
+}
+
+/// A base backup's folder goes with its last file; one that is not empty refuses.
+fn drop_if_empty(folder: &Path) {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    if name.is_some_and(|name| BackupId::parse(name).is_ok()) {
+        let _ = fs::remove_dir(folder);
     }
 }
 
@@ -273,6 +280,7 @@ impl Drop for LocalUpload {
         if !self.renamed {
             // What stays here is cleared by the next run, as after a crash.
             let _ = fs::remove_file(&self.temporary);
+            drop_if_empty(&self.parent);
         }
     }
 }

@@ -130,7 +130,7 @@ struct Session<'a> {
 /// What an incremental backup builds on, kept from being deleted; or why there is none.
 enum Parent {
     NotWanted,
-    Chosen(Entry, Option<Reading>),
+    Chosen(Box<Entry>, Option<Reading>),
     None(String),
 }
 
@@ -142,7 +142,7 @@ impl Session<'_> {
         Ok(match parent::choose(link, entries, self.system)? {
             Ok(entry) => {
                 let reading = Reading::hold(self.run.dir, entry.id.as_str());
-                Parent::Chosen(entry.clone(), reading)
+                Parent::Chosen(Box::new(entry.clone()), reading)
             }
             Err(reason) => Parent::None(reason),
         })

@@ -32,7 +32,7 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon the end is noticed.
 const TICK: Duration = Duration::from_millis(100);
 /// Zeros written at once.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 type Place = (Lsn, Timeline);
 
