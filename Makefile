@@ -19,7 +19,8 @@ demo:
 test:
 	scripts/setup.sh test
 	$(MAKE) lint
-	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run; else cargo test; fi
+	@skip=$$(scripts/setup.sh skip); \
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run -- $$skip; else cargo test -- $$skip; fi
 
 # pgark and its peers on the same data, in ratios.
 bench:

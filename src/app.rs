@@ -4,8 +4,9 @@
 //! only by those who ask for one.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -13,10 +14,10 @@ use jiff::tz::TimeZone;
 use crate::backup::dump::Options;
 use crate::cancel::Token;
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::config::{Config, Databases, Environment, Flags};
+use crate::config::{Config, Databases, Environment, Flags, Place, S3, StoreConfig};
 use crate::error::{Error, Result};
 use crate::postgres::tools::Tools;
-use crate::postgres::{Client, ConnInfo, Target};
+use crate::postgres::{ConnInfo, Target, patience};
 use crate::retention::Policy;
 use crate::schedule::{self, Schedule};
 use crate::store::Store;
@@ -25,83 +26,121 @@ use crate::store::lock::Reading;
 use crate::store::object::{Keys, S3Options, S3Store, Secret};
 use crate::units::Codec;
 
-/// The names of the stores.
-pub const LOCAL: &str = "local";
-pub const S3: &str = "s3";
-
-/// Everything that a verb works with.
+/// Everything that a verb works with, for one cluster.
 pub struct App {
     pub config: Config,
     pub codec: Codec,
     pub cancel: Token,
-    environment: Environment,
 }
 
 impl App {
-    /// Reads the configuration.
+    /// Reads the configuration: one for each cluster, or for the one that the flags name.
     ///
     /// # Errors
-    /// `Usage`, with the variable or flag and the fix.
-    pub fn new(flags: &Flags, environment: Environment, cancel: Token) -> Result<App> {
-        let config = crate::config::load(flags, &environment)?;
-        let codec = Codec::parse(&config.compression)?;
-        Ok(App {
-            config,
-            codec,
-            cancel,
-            environment,
-        })
+    /// `Usage`, with the variable, flag or line, and the fix.
+    pub fn all(flags: &Flags, environment: &Environment, cancel: &Token) -> Result<Vec<App>> {
+        let configs = crate::config::load(flags, environment)?.into_iter();
+        let app = |config: Config| {
+            Ok(App {
+                codec: Codec::parse(&config.compression)?,
+                config,
+                cancel: cancel.clone(),
+            })
+        };
+        configs.map(app).collect()
     }
 
-    /// The variables that it was made from.
+    /// The same without a file of several clusters.
+    ///
+    /// # Errors
+    /// As [`App::all`].
+    pub fn new(flags: &Flags, environment: &Environment, cancel: &Token) -> Result<App> {
+        let mut all = App::all(flags, environment, cancel)?;
+        match (all.pop(), all.is_empty()) {
+            (Some(app), true) => Ok(app),
+            _ => Err(Error::usage("there are several clusters").hint("--cluster names one")),
+        }
+    }
+
+    /// `shop/` before an id, where there are several clusters.
     #[must_use]
-    pub fn environment(&self) -> &Environment {
-        &self.environment
+    pub fn prefix(&self) -> String {
+        self.before(self.config.is_one_of_several, "/")
     }
 
-    /// The store of this name, for reading or writing; the local one when none is wanted.
+    fn before(&self, wanted: bool, what: &str) -> String {
+        let named = wanted.then(|| format!("{}{what}", self.config.cluster));
+        named.unwrap_or_default()
+    }
+
+    /// `shop: ` before a line for people, where it could be about several clusters.
+    #[must_use]
+    pub fn whose(&self) -> String {
+        let config = &self.config;
+        self.before(config.is_one_of_several && !config.is_chosen, ": ")
+    }
+
+    /// An id without this cluster's name before it.
+    #[must_use]
+    pub fn own_id<'a>(&self, id: &'a str) -> &'a str {
+        let own = id.strip_prefix(self.config.cluster.as_str());
+        own.and_then(|rest| rest.strip_prefix('/')).unwrap_or(id)
+    }
+
+    /// Whether there is a store of this name.
+    ///
+    /// # Errors
+    /// `Usage` with those that there are.
+    pub fn check_store(&self, wanted: Option<&str>) -> Result<()> {
+        self.store_config(wanted).map(drop)
+    }
+
+    /// The store of this name, for reading or writing; the first when none is wanted.
     ///
     /// # Errors
     /// `Usage` when `wanted` names no store; what keeps it from being opened.
     pub fn store(&self, wanted: Option<&str>) -> Result<Box<dyn Store>> {
-        match wanted {
-            None | Some(LOCAL) => self.local(),
-            Some(S3) if self.config.s3.is_some() => self.second()?.ok_or_else(|| {
-                Error::usage("there is no second store").hint("S3_BUCKET names its bucket")
-            }),
-            Some(name) => {
-                let also = self.config.s3.as_ref().map_or("", |_| ", s3");
-                Err(Error::usage(format!("there is no store {name:?}"))
-                    .hint(format!("stores: {LOCAL}{also}; S3_BUCKET adds s3")))
-            }
+        let config = self.store_config(wanted)?;
+        match &config.place {
+            Place::Local(dir) => local(&config.name, dir),
+            Place::S3(s3) => self.object_store(config, s3),
         }
     }
 
-    /// The names of the stores that are configured.
+    fn store_config(&self, wanted: Option<&str>) -> Result<&StoreConfig> {
+        let name = wanted.unwrap_or_else(|| self.first());
+        let found = self.config.stores.iter().find(|store| store.name == name);
+        found.ok_or_else(|| {
+            Error::usage(format!("there is no store {name:?}")).hint(format!(
+                "stores: {}; S3_BUCKET adds s3, and pgark.toml any other",
+                self.store_names().join(", ")
+            ))
+        })
+    }
+
+    /// The name of the store that runs write to.
     #[must_use]
-    pub fn store_names(&self) -> Vec<&'static str> {
-        let second = self.config.s3.as_ref().map(|_| S3);
-        std::iter::once(LOCAL).chain(second).collect()
+    pub fn first(&self) -> &str {
+        self.config.stores.first().map_or("", |store| &store.name)
     }
 
-    fn local(&self) -> Result<Box<dyn Store>> {
-        let store = LocalStore::open(&self.config.dir)?;
-        // Tests end the real program at each step of the store's work.
-        #[cfg(debug_assertions)]
-        return crate::store::failing::FailingStore::from_environment(Box::new(store));
-        #[cfg(not(debug_assertions))]
-        Ok(Box::new(store))
+    /// The names of the stores that are filled from the first.
+    #[must_use]
+    pub fn others(&self) -> Vec<&str> {
+        self.store_names().split_off(1)
     }
 
-    /// The second store, when one is configured. Makes no request.
-    ///
-    /// # Errors
-    /// `Usage` for settings that contradict each other.
-    pub fn second(&self) -> Result<Option<Box<dyn Store>>> {
-        let Some(s3) = &self.config.s3 else {
-            return Ok(None);
-        };
+    /// The names of all stores, the first one first.
+    #[must_use]
+    pub fn store_names(&self) -> Vec<&str> {
+        let stores = self.config.stores.iter();
+        stores.map(|store| store.name.as_str()).collect()
+    }
+
+    /// An object store. Makes no request.
+    fn object_store(&self, config: &StoreConfig, s3: &S3) -> Result<Box<dyn Store>> {
         let mut options = S3Options::new(s3.bucket.as_str());
+        options.name.clone_from(&config.name);
         options.prefix.clone_from(&s3.prefix);
         options.region = Some(s3.region.clone());
         options.endpoint.clone_from(&s3.endpoint);
@@ -110,9 +149,10 @@ impl App {
             .as_deref()
             .is_some_and(|url| url.starts_with("http://"));
         options.force_path_style = s3.force_path_style;
-        options.ca_file = self.environment.get("AWS_CA_BUNDLE").map(PathBuf::from);
+        options.ca_file.clone_from(&s3.ca_file);
         options.sse.clone_from(&s3.sse);
         options.kms_key_id.clone_from(&s3.kms_key_id);
+        options.storage_class.clone_from(&s3.storage_class);
         options.keys = s3.keys.as_ref().map(|keys| Keys {
             access_key_id: keys.access_key_id.clone(),
             secret_access_key: Secret::new(keys.secret_access_key.expose()),
@@ -122,17 +162,27 @@ impl App {
                 .map(|token| Secret::new(token.expose())),
         });
         if self.config.dir.is_dir() {
-            options.state_dir = Some(self.config.dir.join(".pgark/uploads"));
+            options.state_dir = Some(self.uploads_dir(&config.name));
         }
         options.warn = Arc::new(|text| {
             let _ = writeln!(std::io::stderr(), "pgark: warning: {text}");
         });
-        let environment = |name: &str| self.environment.get(name).map(str::to_owned);
-        Ok(Some(Box::new(S3Store::open(
+        let environment = |name: &str| config.environment.get(name).map(str::to_owned);
+        Ok(Box::new(S3Store::open(
             &options,
             &environment,
             &self.cancel,
-        )?)))
+        )?))
+    }
+
+    /// Where the ids of a store's uploads are remembered. That of the variables' own bucket is
+    /// where it always was.
+    fn uploads_dir(&self, name: &str) -> PathBuf {
+        let uploads = self.config.dir.join(".pgark/uploads");
+        match name {
+            "s3" => uploads,
+            name => uploads.join(name),
+        }
     }
 
     /// The catalog of a store that must exist already: reading never creates a directory.
@@ -140,19 +190,21 @@ impl App {
     /// # Errors
     /// `Usage` when there is no such directory.
     pub fn catalog(&self, wanted: Option<&str>) -> Result<(Box<dyn Store>, Catalog)> {
-        if wanted.is_none_or(|name| name == LOCAL) && !self.config.dir.is_dir() {
-            let also = self
-                .config
-                .s3
-                .as_ref()
-                .map_or("", |_| "; --store s3 reads the bucket");
-            return Err(Error::usage(format!(
-                "there is no directory {}",
-                self.config.dir.display()
-            ))
-            .hint(format!(
-                "BACKUP_DIR or --dir names the directory of the backups{also}"
-            )));
+        let config = self.store_config(wanted)?;
+        if let Place::Local(dir) = &config.place
+            && !dir.is_dir()
+        {
+            let others = self.store_names().into_iter();
+            let others = others.filter(|name| *name != config.name);
+            let also: Vec<String> = others
+                .map(|name| format!("; --store {name} reads another"))
+                .collect();
+            return Err(
+                Error::usage(format!("there is no directory {}", dir.display())).hint(format!(
+                    "BACKUP_DIR or --dir names the directory of the backups{}",
+                    also.concat()
+                )),
+            );
         }
         let store = self.store(wanted)?;
         let catalog = list::load(store.as_ref())?;
@@ -179,8 +231,24 @@ impl App {
     /// # Errors
     /// `Usage` for a contradictory configuration, `Failed` when nothing answers.
     pub fn pin(&self, names: &[String]) -> Result<Target> {
+        self.pin_within(names, Duration::ZERO, &|_| ())
+    }
+
+    /// The same for a run of dumps, which waits for a server that is still starting as long as for a
+    /// lock.
+    ///
+    /// # Errors
+    /// As [`App::pin`].
+    pub fn pin_when_ready(&self, names: &[String], say: &dyn Fn(&str)) -> Result<Target> {
+        self.pin_within(names, self.config.lock_timeout, say)
+    }
+
+    fn pin_within(&self, names: &[String], wait: Duration, say: &dyn Fn(&str)) -> Result<Target> {
         let target = self.target()?;
-        let mut result = Client::connect(&target.with_database("postgres"));
+        let connect = |name: &str| {
+            patience::connect_when_ready(&target.with_database(name), wait, &self.cancel, say)
+        };
+        let mut result = connect("postgres");
         for name in names.iter().map(String::as_str).chain(["template1"]) {
             // Missing, or closed to us: that database's fault and not the server's.
             let elsewhere = |error: &Error| {
@@ -188,7 +256,7 @@ impl App {
             };
             match &result {
                 Err(error) if elsewhere(error) => {
-                    result = Client::connect(&target.with_database(name));
+                    result = connect(name);
                 }
                 _ => break,
             }
@@ -210,14 +278,20 @@ impl App {
         for (key, value) in &settings.explicit {
             info.set(key, value)?;
         }
+        if let Some(password) = &settings.key_password {
+            info.set("sslpassword", password.expose())?;
+        }
         if let Some(password) = &settings.password {
             info.set("password", password.expose())?;
             if let Some(source) = &settings.password_source {
                 info.set_password_origin(source.clone());
             }
         }
+        if let Some(conninfo) = &settings.conninfo {
+            info = info.or(&ConnInfo::parse(conninfo.expose())?, "DB_CONNINFO")?;
+        }
         let mut info =
-            info.or_environment(&|name| self.environment.get(name).map(str::to_owned))?;
+            info.or_environment(&|name| self.config.environment.get(name).map(str::to_owned))?;
         for (key, value) in &settings.defaults {
             if info.get(key).is_none() {
                 info.set(key, value)?;
@@ -256,18 +330,19 @@ impl App {
     }
 
     /// What stays when backups of a store expire.
-    #[must_use]
-    pub fn policy(&self, store: &str) -> Policy {
-        let keep = &self.config.retention;
-        let s3 = self.config.s3.as_ref().filter(|_| store == S3);
-        Policy {
-            days: s3.map_or(keep.days, |s3| s3.days),
+    ///
+    /// # Errors
+    /// `Usage` when there is no such store.
+    pub fn policy(&self, store: &str) -> Result<Policy> {
+        let keep = &self.store_config(Some(store))?.retention;
+        Ok(Policy {
+            days: keep.days,
             keep_daily: keep.keep_daily,
             keep_weekly: keep.keep_weekly,
             keep_monthly: keep.keep_monthly,
             keep_yearly: keep.keep_yearly,
             keep_min: keep.keep_min,
-        }
+        })
     }
 
     /// When dumps are taken.
@@ -288,4 +363,13 @@ impl App {
     pub fn progress(&self) -> Arc<crate::progress::Progress> {
         Arc::new(crate::progress::Progress::default())
     }
+}
+
+fn local(name: &str, dir: &Path) -> Result<Box<dyn Store>> {
+    let store = LocalStore::open(dir)?.named(name);
+    // Tests end the real program at each step of the store's work.
+    #[cfg(debug_assertions)]
+    return crate::store::failing::FailingStore::from_environment(Box::new(store));
+    #[cfg(not(debug_assertions))]
+    Ok(Box::new(store))
 }

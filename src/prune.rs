@@ -105,9 +105,9 @@ fn backup(entry: &Entry) -> Backup {
         kind: entry.kind,
         database: entry.database.clone(),
         cluster: entry
-            .manifest
+            .summary
             .as_ref()
-            .and_then(|manifest| manifest.system_identifier.clone())
+            .and_then(|summary| summary.system_identifier.clone())
             .unwrap_or_default(),
         time: entry.started_at,
         condition: match entry.state {
@@ -117,14 +117,14 @@ fn backup(entry: &Entry) -> Backup {
             State::Legacy => Condition::Unchecked,
             State::Failed | State::Missing => Condition::Bad(reason()),
         },
-        legacy: entry.manifest.is_none() && entry.state == State::Legacy,
+        legacy: entry.summary.is_none() && entry.state == State::Legacy,
         bytes: entry.bytes,
         parent: parent(entry).cloned(),
     }
 }
 
 fn parent(entry: &Entry) -> Option<&BackupId> {
-    entry.manifest.as_ref()?.parent.as_ref()
+    entry.summary.as_ref()?.parent.as_ref()
 }
 
 /// Oldest first, but incremental backups before what they build on, which is older: an
@@ -179,10 +179,20 @@ pub fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::known::Summary;
     use crate::catalog::manifest::Manifest;
     use crate::store::local::LocalStore;
     use crate::store::{Key, Put, put};
     use crate::units::Codec;
+
+    const POLICY: Policy = Policy {
+        days: 1,
+        keep_daily: 0,
+        keep_weekly: 0,
+        keep_monthly: 0,
+        keep_yearly: 0,
+        keep_min: 1,
+    };
 
     /// A store that fails for a moment must not cost a backup, however old.
     #[test]
@@ -193,14 +203,6 @@ mod tests {
         put(&store, &Key::new(name).unwrap(), b"x", Put::New).unwrap();
         std::fs::write(dir.join(format!("{name}.json")), "{\"pgark_manifest\":999}").unwrap();
         let mut catalog = crate::catalog::list::load(&store).unwrap();
-        let policy = Policy {
-            days: 1,
-            keep_daily: 0,
-            keep_weekly: 0,
-            keep_monthly: 0,
-            keep_yearly: 0,
-            keep_min: 1,
-        };
         let now = "2025-01-22T00:00:00Z".parse().unwrap();
         let young = Entry {
             id: crate::units::BackupId::dump("app", now),
@@ -214,7 +216,7 @@ mod tests {
             catalog.entries.truncate(1);
             catalog.entries[0].unread = unread;
             catalog.entries.insert(0, young.clone());
-            let plan = plan(&catalog, &policy, now);
+            let plan = plan(&catalog, &POLICY, now);
             assert_eq!(plan.verdicts[1].keep, keep, "{}", plan.verdicts[1].reason);
             catalog.entries.remove(0);
         }
@@ -234,12 +236,19 @@ mod tests {
             let id = BackupId::base(time(day));
             let mut manifest = Manifest::new(id.clone(), Codec::ZSTD, time(day), time(day));
             manifest.parent = parent.map(|day| BackupId::base(time(day)));
+            let file = crate::store::Object {
+                key: Key::new(&format!("{id}/manifest.json")).unwrap(),
+                bytes: 1,
+                modified: time(day),
+                etag: None,
+            };
             Entry {
                 kind: BackupKind::Base,
                 cluster: String::new(),
                 database: None,
                 state: State::Taken,
                 good: true,
+                summary: Some(Summary::of(&file, &manifest)),
                 manifest: Some(manifest),
                 artefact: None,
                 codec: Codec::ZSTD,
@@ -258,15 +267,7 @@ mod tests {
         let mut catalog = Catalog {
             entries: chain.to_vec(),
         };
-        let policy = Policy {
-            days: 1,
-            keep_daily: 0,
-            keep_weekly: 0,
-            keep_monthly: 0,
-            keep_yearly: 0,
-            keep_min: 1,
-        };
-        let kept = plan(&catalog, &policy, time(9));
+        let kept = plan(&catalog, &POLICY, time(9));
         assert!(kept.verdicts.iter().all(|verdict| verdict.keep));
         assert!(
             kept.verdicts[2]
@@ -274,7 +275,7 @@ mod tests {
                 .contains("base_20250102_030000 builds on it")
         );
         catalog.entries.insert(0, entry(4, None));
-        let plan = plan(&catalog, &policy, time(9));
+        let plan = plan(&catalog, &POLICY, time(9));
         let order: Vec<&str> = deletions(&plan).iter().map(|one| one.id.as_str()).collect();
         assert_eq!(
             order,

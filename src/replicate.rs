@@ -6,7 +6,7 @@
 //! is not copied (again). One backup that fails stops no other. The caller holds the lock of this
 //! work. A crash leaves what a dump's crash leaves; the next time clears and completes it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cancel::Token;
 use crate::catalog::commit;
@@ -59,20 +59,23 @@ pub fn pending(
     second: &Catalog,
     keeps: &dyn Fn(&Catalog) -> BTreeSet<BackupId>,
 ) -> Vec<Entry> {
+    let there: BTreeMap<&BackupId, &Entry> = second.entries.iter().map(|e| (&e.id, e)).collect();
     let lacks = |entry: &&Entry| {
-        let there = second.entries.iter().find(|there| there.id == entry.id);
-        there.is_none_or(|there| !there.good && !there.unread && there.state != State::Legacy)
+        there
+            .get(&entry.id)
+            .is_none_or(|there| !there.good && !there.unread && there.state != State::Legacy)
     };
     let wanted: Vec<Entry> = first
         .entries
         .iter()
-        .filter(|entry| entry.good && entry.manifest.is_some())
+        .filter(|entry| entry.good && entry.summary.is_some())
         .filter(lacks)
         .cloned()
         .collect();
     // As if they were there already: would they stay?
     let mut entries = second.entries.clone();
-    entries.retain(|entry| !wanted.iter().any(|wanted| wanted.id == entry.id));
+    let ids: BTreeSet<&BackupId> = wanted.iter().map(|wanted| &wanted.id).collect();
+    entries.retain(|entry| !ids.contains(&entry.id));
     entries.extend(wanted.iter().cloned());
     entries.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
     let kept = keeps(&Catalog { entries });

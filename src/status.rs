@@ -122,6 +122,7 @@ mod tests {
             state: if good { State::Taken } else { State::Failed },
             good,
             manifest: None,
+            summary: None,
             artefact: None,
             codec: Codec::parse("gzip").unwrap(),
             encrypted: false,

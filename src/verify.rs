@@ -51,6 +51,9 @@ pub fn entry(
     progress: &Progress,
     cancel: &Token,
 ) -> Result<String> {
+    let mut entry = entry.clone();
+    entry.complete(store);
+    let entry = &entry;
     let result = content(store, entry, threads, progress, cancel);
     let outcome = match &result {
         Ok(_) => Some((Outcome::Verified, None)),

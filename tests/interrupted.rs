@@ -136,7 +136,7 @@ fn memory_stays_bounded_and_signals_leave_nothing_in_mid_backup_and_mid_restore(
     let (server, dir) = (big(), TempDir::new());
     let busy = |what: &str| {
         let sql = format!(
-            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY%{what}%' AND state = 'active'"
+            "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^(LOCK .*; )?COPY .*{what}' AND state = 'active'"
         );
         server.psql("postgres", &sql) != "0"
     };

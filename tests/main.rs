@@ -5,19 +5,26 @@
 // Names on a store are exact.
 #![allow(clippy::case_sensitive_file_extension_comparisons)]
 
+mod any_data;
+mod any_server;
 mod bad_luck;
 mod base;
 mod cli;
+mod client_key;
+mod clusters;
 mod connection;
 mod container;
 mod demo;
 mod drop_block;
 mod environment;
+mod heartbeat;
 mod interrupted;
 mod killed;
 mod kinds;
 mod leaving;
+mod many;
 mod mid_dump;
+mod misfortune;
 mod pooler;
 mod prune;
 mod replication;

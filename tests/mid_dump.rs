@@ -212,7 +212,7 @@ const BIG: &str = "CREATE TABLE big AS SELECT i, repeat(md5(i::text), 20) AS pad
 /// Stops pgark in the middle of its COPY of the big table: its server process then waits for it.
 fn stopped_in_copy(server: &Server, running: &Running, direction: &str) {
     let copying = format!(
-        "SELECT FROM pg_stat_activity WHERE state = 'active' AND query ~* '^COPY .*big.* {direction}'"
+        "SELECT FROM pg_stat_activity WHERE state = 'active' AND query ~* '^(LOCK .*; )?COPY .*big.* {direction}'"
     );
     wait_for(server, "the COPY to begin", &copying);
     running.signal("STOP");

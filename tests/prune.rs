@@ -10,7 +10,7 @@ use crate::support::site::{files, first_id};
 use crate::support::{Pgark, Site, TempDir, until};
 
 /// pgark at another time of the wall clock (`-40d`).
-fn at(pgark: Pgark, offset: &str) -> Pgark {
+pub(crate) fn at(pgark: Pgark, offset: &str) -> Pgark {
     let mut found = std::fs::read_dir("/usr/lib").unwrap().flatten();
     let library = found
         .find_map(|folder| {

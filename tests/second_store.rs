@@ -8,7 +8,7 @@ use crate::support::site::{first_id, list};
 use crate::support::{Pgark, Site, table_digest, until};
 
 /// With a bucket behind this port.
-fn with_bucket(pgark: Pgark, port: u16) -> Pgark {
+pub(crate) fn with_bucket(pgark: Pgark, port: u16) -> Pgark {
     pgark
         .env("S3_BUCKET", BUCKET)
         .env("S3_ENDPOINT", format!("http://127.0.0.1:{port}"))

@@ -18,7 +18,7 @@ fn free_port() -> u16 {
 }
 
 /// A service under test; its log goes to a file.
-struct Service {
+pub(crate) struct Service {
     running: Option<Running>,
     port: u16,
     log: std::path::PathBuf,
@@ -26,7 +26,7 @@ struct Service {
 }
 
 impl Service {
-    fn start(pgark: Pgark) -> Service {
+    pub(crate) fn start(pgark: Pgark) -> Service {
         let place = TempDir::new();
         let log = place.join("log");
         let port = free_port();
@@ -41,17 +41,17 @@ impl Service {
         }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
     #[track_caller]
-    fn wait_for_log(&self, text: &str) {
+    pub(crate) fn wait_for_log(&self, text: &str) {
         until(text, || self.log().contains(text));
     }
 
     /// Status code and body of a GET.
-    fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         write!(
             stream,
@@ -65,13 +65,13 @@ impl Service {
         (code, serde_json::from_str(body).unwrap_or_default())
     }
 
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.running.as_ref().unwrap().pid()
     }
 
     /// Asks it to end; gives how long that took.
     #[track_caller]
-    fn end(mut self, signal: &str, code: i32) -> Duration {
+    pub(crate) fn end(mut self, signal: &str, code: i32) -> Duration {
         let started = Instant::now();
         let running = self.running.take().unwrap();
         running.signal(signal);
@@ -89,7 +89,7 @@ impl Drop for Service {
     }
 }
 
-fn journal(dir: &Path) -> Vec<Value> {
+pub(crate) fn journal(dir: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(dir.join(".pgark/journal.jsonl")).unwrap_or_default();
     let lines = text.lines();
     lines

@@ -17,7 +17,7 @@ const FUNCTION_LINES_MAX: usize = 60;
 
 /// What is longer today: `path` or `path::function`, and its length. Never raise one.
 const LONGER: &[(&str, usize)] = &[
-    ("src/backup/dump/mod.rs::take_once", 85),
+    ("src/backup/dump/mod.rs::take_once", 78),
     ("src/backup/dump/properties.rs::block", 65),
     ("src/backup/dump/rows.rs::plan", 65),
     (
@@ -25,7 +25,7 @@ const LONGER: &[(&str, usize)] = &[
         64,
     ),
     ("src/pipeline_tests.rs", 453),
-    ("src/postgres/tls.rs::new", 65),
+    ("src/postgres/tls.rs::new", 62),
     ("src/restore/plan.rs::add_loads", 68),
     (
         "tests/cli.rs::list_json_has_the_contracts_fields_and_utc_times",

@@ -15,7 +15,7 @@ use crate::catalog::{commit, remains};
 use crate::config::Databases;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools::Tools;
-use crate::postgres::{Client, Target, quote_literal, refuse_transaction_pooler};
+use crate::postgres::{Client, Target, patience, quote_literal, refuse_transaction_pooler};
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::store::lock::DirLock;
@@ -133,7 +133,7 @@ pub fn run(run: &Run<'_>) -> Result<Outcome> {
     }
     lock.note(&[])?;
     commit::ensure_sums(run.store)?;
-    let mut holder = lock_cluster(run.target, LOCK_DUMP)?;
+    let mut holder = lock_cluster(run.target, LOCK_DUMP, run.cancel)?;
     let names = match run.databases {
         Databases::Named(names) => names.clone(),
         Databases::All => all_databases(&mut holder)?,
@@ -192,14 +192,15 @@ fn context<'a>(
         tools: run.tools,
         progress: Arc::clone(run.progress),
         cancel: run.cancel,
+        say: run.say,
         announce,
     }
 }
 
 /// Holds the cluster's lock as long as the connection lives.
-pub(super) fn lock_cluster(target: &Target, kind: i32) -> Result<Client> {
+pub(super) fn lock_cluster(target: &Target, kind: i32, cancel: &Token) -> Result<Client> {
     let fixed = target.with_database("postgres");
-    let mut client = match Client::connect(&fixed) {
+    let mut client = match patience::connect(&fixed, cancel) {
         // Some managed servers have no such database or allow nobody in.
         Err(error)
             if matches!(
@@ -207,7 +208,7 @@ pub(super) fn lock_cluster(target: &Target, kind: i32) -> Result<Client> {
                 Some("3D000" | "42501" | "28000" | "28P01")
             ) =>
         {
-            Client::connect(target)?
+            patience::connect(target, cancel)?
         }
         result => result?,
     };

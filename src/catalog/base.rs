@@ -15,6 +15,7 @@ use std::fmt::Write as _;
 use jiff::{SignedDuration, Timestamp};
 
 use super::commit::{copy_file, same_size};
+use super::known::Summary;
 use super::layout::{
     BASE_MANIFEST, BASE_SUMS, Outcome, Part, base_key, is_base_file, parse_base_folder,
 };
@@ -32,7 +33,7 @@ const AGE_MIN: SignedDuration = SignedDuration::from_hours(24);
 /// Names tried before one is given up.
 const SECONDS_MAX: i64 = 600;
 
-pub(super) type Outcomes = BTreeMap<BackupId, (Outcome, Option<String>)>;
+pub(super) type Outcomes = BTreeMap<BackupId, (Outcome, Object)>;
 
 /// The base backups of a store, in no order.
 pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<Entry>> {
@@ -40,9 +41,9 @@ pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<
     for id in folders(store)? {
         let objects = store.list(&format!("{id}/"))?;
         let named = |name: &str| objects.iter().find(|one| one.key.file_name() == name);
-        if named(BASE_MANIFEST).is_none() {
+        let Some(file) = named(BASE_MANIFEST) else {
             continue;
-        }
+        };
         let plain = named("base.tar").is_some();
         let mut entry = Entry {
             kind: BackupKind::Base,
@@ -51,6 +52,7 @@ pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<
             state: State::Taken,
             good: true,
             manifest: None,
+            summary: None,
             artefact: None,
             codec: if plain { Codec::None } else { Codec::ZSTD },
             encrypted: false,
@@ -63,8 +65,12 @@ pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<
             sha256: None,
             id,
         };
-        let outcome = outcomes.remove(&entry.id);
-        judge(store, &mut entry, &objects, outcome);
+        let outcome = outcomes.remove(&entry.id).map(|(outcome, file)| {
+            let failed = outcome == Outcome::Failed;
+            let reason = failed.then(|| state::reason(store, &file));
+            (outcome, reason.flatten())
+        });
+        judge(store, &mut entry, (file, &objects), outcome);
         found.push(entry);
     }
     Ok(found)
@@ -82,7 +88,7 @@ fn folders(store: &dyn Store) -> Result<Vec<BackupId>> {
 fn judge(
     store: &dyn Store,
     entry: &mut Entry,
-    objects: &[Object],
+    (file, objects): (&Object, &[Object]),
     outcome: Option<(Outcome, Option<String>)>,
 ) {
     let manifest = match read_manifest(store, entry) {
@@ -126,6 +132,7 @@ fn judge(
         (None, Some((Outcome::Proven, _))) => entry.state = State::Proven,
         (None, None) => {}
     }
+    entry.summary = Some(Summary::of(file, &manifest));
     entry.manifest = Some(manifest);
 }
 
@@ -339,6 +346,11 @@ pub fn clear_remains(
             .iter()
             .any(|one| one.key.file_name() == BASE_MANIFEST)
         {
+            continue;
+        }
+        if objects.is_empty() {
+            // A directory that a crash left before its first file goes with this.
+            store.delete(&base_key(&id, BASE_MANIFEST)?)?;
             continue;
         }
         let dead = dead_run_ids.iter().any(|dead| dead == id.as_str());

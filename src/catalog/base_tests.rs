@@ -136,6 +136,10 @@ fn remains_go_by_note_or_by_age_and_mark_and_foreign_files_stay() {
     let cleared = clear_remains(&store, now, &[id(3).to_string()]).unwrap();
     assert_eq!(cleared.len(), 5);
     assert!(!scratch.path().join(id(3).as_str()).exists());
+    let empty = scratch.path().join(id(4).as_str());
+    std::fs::create_dir(&empty).unwrap();
+    clear_remains(&store, now, &[]).unwrap();
+    assert!(!empty.exists());
     let later = now + SignedDuration::from_hours(25);
     // Without anything that shows the mark, nothing is provably ours.
     for name in ["base.tar.zst", "pg_wal.tar.zst"] {

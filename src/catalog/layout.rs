@@ -9,6 +9,8 @@ use crate::units::{BackupId, BackupKind, Codec};
 
 /// The folder of outcomes.
 pub const STATE_FOLDER: &str = ".pgark/state/";
+/// What is known of all manifests: see `known`.
+pub const CATALOG: &str = ".pgark/catalog.jsonl.zst";
 /// The lock of runs that take dumps.
 pub const DUMP_LOCK: &str = "dump";
 /// The lock of runs that take base backups.

@@ -10,13 +10,14 @@ use std::sync::{Mutex, PoisonError};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::base;
+use super::known::{Known, Summary};
 use super::layout::{Outcome, Part, parse_key, part_key};
 use super::legacy::check_legacy;
 use super::manifest::{FileRecord, Manifest};
-use super::state;
+use super::{base, state};
+use crate::config::distance;
 use crate::error::{Error, Kind, Result};
-use crate::store::{self, Key, Object, Store};
+use crate::store::{Key, Object, Store};
 use crate::units::{BackupId, BackupKind, Codec};
 
 /// What is known of a backup (design §2).
@@ -61,8 +62,11 @@ pub struct Entry {
     pub state: State,
     /// False for legacy ones until `check_legacy` passed: that is for the caller to do.
     pub good: bool,
-    /// None for legacy backups and when it cannot be read.
+    /// None for legacy backups, when it cannot be read, and until [`Entry::complete`] where the
+    /// catalog knows only its summary.
     pub manifest: Option<Manifest>,
+    /// None for legacy backups and when the manifest cannot be read.
+    pub summary: Option<Summary>,
     pub artefact: Option<Object>,
     /// From the file's name, at the codec's default level.
     pub codec: Codec,
@@ -88,6 +92,24 @@ impl Entry {
     pub fn key(&self, part: Part) -> Result<Key> {
         part_key(&self.id, self.codec, self.encrypted, part)
     }
+
+    /// Reads the manifest where only its summary is known. One that cannot be read makes the
+    /// entry what the catalog would have made of it.
+    pub fn complete(&mut self, store: &dyn Store) {
+        let Some(summary) = self.summary.as_ref().filter(|_| self.manifest.is_none()) else {
+            return;
+        };
+        match read_manifest(store, self, &summary.file) {
+            Ok(manifest) => self.manifest = Some(manifest),
+            Err(error) => self.cannot_read(error),
+        }
+    }
+
+    fn cannot_read(&mut self, error: Error) {
+        self.unread = error.kind != Kind::Damage;
+        self.summary = None;
+        fail(self, error.fact);
+    }
 }
 
 /// All backups of a store, newest first.
@@ -98,7 +120,7 @@ pub struct Catalog {
 
 type Family<'a> = BTreeMap<Part, &'a Object>;
 
-/// Reads the catalog.
+/// Reads the catalog; where that costs time, no manifest that is `known` already.
 ///
 /// # Errors
 /// Only when the store cannot be listed; a manifest that cannot be read is an entry that failed.
@@ -123,6 +145,7 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
             state: State::Taken,
             good: true,
             manifest: None,
+            summary: None,
             artefact: family.get(&Part::Artefact).map(|object| (*object).clone()),
             codec,
             encrypted,
@@ -138,7 +161,11 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
         let outcome = outcomes.remove(&entry.id);
         found.push((entry, family, outcome));
     }
-    let mut entries = in_parallel(store, found);
+    let manifests = found
+        .iter()
+        .filter(|(_, family, _)| family.contains_key(&Part::Manifest));
+    let known = Known::read(store, manifests.count());
+    let mut entries = in_parallel(store, &known, found);
     entries.extend(base::entries(store, &mut outcomes)?);
     entries.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
     base::judge_chains(&mut entries);
@@ -148,12 +175,23 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
 /// The entry with its state; none for what is no backup.
 fn examine(
     store: &dyn Store,
+    known: &Known,
     mut entry: Entry,
     family: &Family<'_>,
-    outcome: Option<(Outcome, Option<String>)>,
+    outcome: Option<(Outcome, Object)>,
 ) -> Option<Entry> {
-    if family.contains_key(&Part::Manifest) {
-        judge(store, &mut entry, family, outcome);
+    let outcome = outcome.map(|(outcome, file)| {
+        let failed = outcome == Outcome::Failed;
+        (
+            outcome,
+            failed.then(|| state::reason(store, &file)).flatten(),
+        )
+    });
+    if let Some(file) = family.get(&Part::Manifest) {
+        match summary(store, known, &mut entry, file) {
+            Ok(summary) => judge(&mut entry, summary, family, outcome),
+            Err(error) => entry.cannot_read(error),
+        }
     } else if family.contains_key(&Part::Artefact)
         && family.contains_key(&Part::Sums)
         && entry.kind == BackupKind::Dump
@@ -172,10 +210,10 @@ fn examine(
     Some(entry)
 }
 
-type Found<'a> = (Entry, Family<'a>, Option<(Outcome, Option<String>)>);
+type Found<'a> = (Entry, Family<'a>, Option<(Outcome, Object)>);
 
 /// Examines all of them, so many at once: far away, each costs a round trip.
-fn in_parallel(store: &dyn Store, found: Vec<Found<'_>>) -> Vec<Entry> {
+fn in_parallel(store: &dyn Store, known: &Known, found: Vec<Found<'_>>) -> Vec<Entry> {
     let threads = store.reads_at_once().min(found.len());
     let queue = Mutex::new(found);
     let work = || {
@@ -185,7 +223,7 @@ fn in_parallel(store: &dyn Store, found: Vec<Found<'_>>) -> Vec<Entry> {
             let Some((entry, family, outcome)) = next else {
                 return entries;
             };
-            entries.extend(examine(store, entry, &family, outcome));
+            entries.extend(examine(store, known, entry, &family, outcome));
         }
     };
     if threads <= 1 {
@@ -206,28 +244,33 @@ pub(super) fn fail(entry: &mut Entry, reason: String) {
     entry.reason = Some(reason);
 }
 
+/// What a catalog needs of the manifest: known already, or read.
+fn summary(store: &dyn Store, known: &Known, entry: &mut Entry, file: &Object) -> Result<Summary> {
+    let own = |known: &&Summary| belongs(entry, &known.artefact, known.index.as_ref());
+    if let Some(known) = known.get(file).filter(own) {
+        return Ok(known.clone());
+    }
+    let manifest = read_manifest(store, entry, file)?;
+    let summary = Summary::of(file, &manifest);
+    entry.manifest = Some(manifest);
+    Ok(summary)
+}
+
 /// Decides the state of a backup that has a manifest.
 fn judge(
-    store: &dyn Store,
     entry: &mut Entry,
+    summary: Summary,
     family: &Family,
     outcome: Option<(Outcome, Option<String>)>,
 ) {
-    let manifest = match read_manifest(store, entry) {
-        Ok(manifest) => manifest,
-        Err(error) => {
-            entry.unread = error.kind != Kind::Damage;
-            return fail(entry, error.fact);
-        }
-    };
-    entry.cluster.clone_from(&manifest.cluster);
-    entry.database.clone_from(&manifest.database);
-    entry.started_at = manifest.started_at;
-    entry.finished_at = Some(manifest.finished_at);
-    entry.raw_bytes = Some(manifest.raw_bytes);
-    entry.sha256 = Some(manifest.artefact.sha256.clone());
-    let index = manifest.index.as_ref().map(|index| (Part::Index, index));
-    let files = [Some((Part::Artefact, &manifest.artefact)), index];
+    entry.cluster.clone_from(&summary.cluster);
+    entry.database.clone_from(&summary.database);
+    entry.started_at = summary.started_at;
+    entry.finished_at = Some(summary.finished_at);
+    entry.raw_bytes = Some(summary.raw_bytes);
+    entry.sha256 = Some(summary.artefact.sha256.clone());
+    let index = summary.index.as_ref().map(|index| (Part::Index, index));
+    let files = [Some((Part::Artefact, &summary.artefact)), index];
     let wrong = files
         .into_iter()
         .flatten()
@@ -237,7 +280,7 @@ fn judge(
             fail(entry, what);
             if part == Part::Artefact && entry.artefact.is_none() {
                 entry.state = State::Missing;
-                entry.bytes = manifest.artefact.bytes;
+                entry.bytes = summary.artefact.bytes;
             }
         }
         (None, Some((Outcome::Failed, reason))) => {
@@ -250,7 +293,7 @@ fn judge(
         (None, Some((Outcome::Proven, _))) => entry.state = State::Proven,
         (None, None) => {}
     }
-    entry.manifest = Some(manifest);
+    entry.summary = Some(summary);
 }
 
 pub(super) fn differs(object: Option<&Object>, file: &FileRecord) -> Option<String> {
@@ -264,18 +307,16 @@ pub(super) fn differs(object: Option<&Object>, file: &FileRecord) -> Option<Stri
     }
 }
 
-fn read_manifest(store: &dyn Store, entry: &Entry) -> Result<Manifest> {
-    let key = entry.key(Part::Manifest)?;
-    let json = store::get(store, &key)?.ok_or_else(|| store::missing(store, &key))?;
-    let manifest = Manifest::parse(&key, &json)?;
-    let index_differs = match &manifest.index {
-        Some(index) => index.name != entry.key(Part::Index)?.as_str(),
-        None => false,
-    };
-    if manifest.id != entry.id
-        || manifest.artefact.name != entry.key(Part::Artefact)?.as_str()
-        || index_differs
-    {
+/// Whether a manifest that names these files is that of this backup.
+fn belongs(entry: &Entry, artefact: &FileRecord, index: Option<&FileRecord>) -> bool {
+    let is = |file: &FileRecord, part| entry.key(part).is_ok_and(|key| key.as_str() == file.name);
+    is(artefact, Part::Artefact) && index.is_none_or(|index| is(index, Part::Index))
+}
+
+fn read_manifest(store: &dyn Store, entry: &Entry, file: &Object) -> Result<Manifest> {
+    let key = &file.key;
+    let manifest = Manifest::parse(key, &store.read(key, 0..file.bytes)?)?;
+    if manifest.id != entry.id || !belongs(entry, &manifest.artefact, manifest.index.as_ref()) {
         return Err(Error::damage(format!(
             "the manifest {key} belongs to another backup, {}",
             manifest.artefact.name
@@ -381,7 +422,15 @@ impl Catalog {
             let skipped = skipped.into_iter().cloned().collect();
             let mut entry = entry.clone();
             if entry.state != State::Legacy {
-                return Ok((entry, skipped));
+                entry.complete(store);
+                if entry.good {
+                    return Ok((entry, skipped));
+                }
+                // Only now seen to be damaged: the next one, then.
+                if let Some(known) = self.entries.iter_mut().find(|known| known.id == entry.id) {
+                    *known = entry;
+                }
+                continue;
             }
             match check_legacy(store, &entry) {
                 Ok(()) => {
@@ -398,20 +447,4 @@ impl Catalog {
             }
         }
     }
-}
-
-/// Levenshtein's distance in characters.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut corner = i;
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let change = corner + usize::from(from != *to);
-            corner = row[j + 1];
-            row[j + 1] = change.min(corner + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

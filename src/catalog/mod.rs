@@ -1,10 +1,11 @@
 //! What exists on a store: names, manifests, the commit protocol and the list of backups.
 //!
 //! Invariant: a backup exists exactly when its manifest does; the catalog is read from the store
-//! and never kept anywhere else.
+//! and never kept anywhere else. (`known` saves reads; it is derived, and checked against the store.)
 
 pub mod base;
 pub mod commit;
+pub mod known;
 pub mod layout;
 pub mod legacy;
 pub mod list;

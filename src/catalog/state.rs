@@ -4,13 +4,14 @@
 //! So a failure is written before the good outcomes go, and goes after a good one is written.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Outcome, STATE_FOLDER, parse_state_key, state_key};
 use crate::error::{Error, Result};
-use crate::store::{self, Put, Store};
+use crate::store::{self, Object, Put, Store};
 use crate::units::BackupId;
 
 /// The content of a state file.
@@ -61,25 +62,29 @@ pub fn forget(store: &dyn Store, id: &BackupId) -> Result<()> {
     Ok(())
 }
 
-/// The outcome that counts for each backup, with the reason of a failure.
-pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, (Outcome, Option<String>)>> {
-    let mut states = BTreeMap::new();
+/// The outcome that counts for each backup, and its file. One listing.
+pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<BackupId, (Outcome, Object)>> {
+    let mut states: BTreeMap<BackupId, (Outcome, Object)> = BTreeMap::new();
     for object in store.list(STATE_FOLDER)? {
         let Some((id, outcome)) = parse_state_key(object.key.as_str()) else {
             continue;
         };
-        let reason = if outcome == Outcome::Failed {
-            // The file's name is the verdict; its content only explains.
-            let json = store::get(store, &object.key).ok().flatten();
-            json.and_then(|json| serde_json::from_slice::<Record>(&json).ok()?.reason)
-        } else {
-            None
-        };
-        let known = states.entry(id).or_insert((outcome, reason.clone()));
         // Declared in this order: verified < proven < failed.
-        if outcome > known.0 {
-            *known = (outcome, reason);
+        match states.entry(id) {
+            Entry::Occupied(mut known) if known.get().0 < outcome => {
+                known.insert((outcome, object));
+            }
+            Entry::Occupied(_) => {}
+            Entry::Vacant(free) => {
+                free.insert((outcome, object));
+            }
         }
     }
     Ok(states)
+}
+
+/// Why it failed. The file's name is the verdict; its content only explains.
+pub(super) fn reason(store: &dyn Store, file: &Object) -> Option<String> {
+    let json = store.read(&file.key, 0..file.bytes).ok()?;
+    serde_json::from_slice::<Record>(&json).ok()?.reason
 }

@@ -48,10 +48,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "NAME")]
     pub store: Option<String>,
 
-    // Part of the contract, refused by `config::load` until there is a reader for it; a flag
-    // that does nothing but fail has no place in the help.
-    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    /// The configuration file [PGARK_CONFIG, else /etc/pgark/pgark.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+
+    /// Only this cluster of the configuration file
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
 }
 
 /// Where the backups lie.
@@ -342,6 +345,7 @@ impl Args {
     pub fn flags(&self) -> Flags {
         let mut flags = Flags {
             config: self.global.config.clone(),
+            cluster: self.global.cluster.clone(),
             ..Flags::default()
         };
         let (place, width) = match &self.verb {

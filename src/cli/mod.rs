@@ -6,19 +6,23 @@
 
 pub mod args;
 mod backup;
+mod clusters;
 mod demo;
 mod read;
 mod render;
 mod restore;
 mod restore_base;
+mod serve;
 mod service;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use self::args::{Args, Verb};
+use self::clusters::{each, holding};
 use crate::app::App;
 use crate::cancel::Token;
 use crate::config::Environment;
@@ -61,24 +65,45 @@ fn work_on(args: &Args) -> Result<()> {
     if let Verb::Demo(demo) = &args.verb {
         return demo::demo(demo, &args.global, &cancel);
     }
-    let app = App::new(&args.flags(), keeper::environment()?, cancel)?;
-    for warning in &app.config.warnings {
-        note(&format!("warning: {warning}"));
+    let environment = keeper::environment()?;
+    let apps = App::all(&args.flags(), &environment, &cancel)?;
+    let mut warned = BTreeSet::new();
+    for warning in apps.iter().flat_map(|app| &app.config.warnings) {
+        if warned.insert(warning) {
+            note(&format!("warning: {warning}"));
+        }
     }
+    let holding = |backup: &str, database| holding(&apps, backup, database, &args.global);
     match &args.verb {
-        Verb::Serve(verb) => service::serve(app, verb),
-        Verb::Prune(verb) => service::prune(&app, verb, &args.global),
-        Verb::Replicate(_) => service::replicate(&app, &args.global),
-        Verb::Status(verb) => service::status(&app, verb, &args.global),
-        Verb::Backup(verb) => backup::backup(&app, verb, &args.global),
-        Verb::List(verb) => read::list(&app, verb, &args.global),
-        Verb::Show(verb) => read::show(&app, verb, &args.global),
-        Verb::Verify(verb) => read::verify(&app, verb, &args.global),
-        Verb::Cat(verb) => read::cat(&app, verb, &args.global),
-        Verb::Restore(verb) => match &verb.data_dir {
-            Some(dir) => restore_base::restore(&app, verb, dir, &args.global),
-            None => restore::restore(&app, verb, &args.global),
-        },
+        Verb::Serve(_) => serve::serve(apps, &environment, &args.flags()),
+        Verb::Prune(verb) => each(&apps, |app, out| {
+            service::prune(app, verb, &args.global, out)
+        }),
+        Verb::Replicate(_) => each(&apps, |app, out| service::replicate(app, &args.global, out)),
+        Verb::Status(verb) if verb.probe => service::probe(&apps),
+        Verb::Status(verb) => each(&apps, |app, out| {
+            service::status(app, verb, &args.global, out)
+        }),
+        Verb::Backup(verb) => each(&apps, |app, out| {
+            backup::backup(app, verb, &args.global, out)
+        }),
+        Verb::List(verb) => read::list(&apps, verb, &args.global),
+        Verb::Show(verb) => read::show(holding(&verb.backup, None)?, verb, &args.global),
+        Verb::Verify(verb) if verb.all => {
+            each(&apps, |app, out| read::verify(app, verb, &args.global, out))
+        }
+        Verb::Verify(verb) => {
+            let app = std::slice::from_ref(holding(&verb.backup, None)?);
+            each(app, |app, out| read::verify(app, verb, &args.global, out))
+        }
+        Verb::Cat(verb) => read::cat(holding(&verb.backup, None)?, verb, &args.global),
+        Verb::Restore(verb) => {
+            let app = holding(&verb.backup, verb.database.as_deref())?;
+            match &verb.data_dir {
+                Some(dir) => restore_base::restore(app, verb, dir, &args.global),
+                None => restore::restore(app, verb, &args.global),
+            }
+        }
         Verb::Demo(_) => Ok(()),
     }
 }

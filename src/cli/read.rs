@@ -1,12 +1,15 @@
 //! `pgark list`, `show`, `verify`, `cat`: what reads the store and no database.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 
 use serde_json::json;
 
 use super::args::{Cat, Global, List, Show, Verify};
+use super::clusters::Out;
+use super::render::Listed;
 use super::{note, print, print_json, render};
-use crate::app::{App, LOCAL, S3};
+use crate::app::App;
 use crate::archive::{Index, StoreReader, codec, reader};
 use crate::catalog::layout::Part;
 use crate::catalog::legacy::check_legacy;
@@ -14,73 +17,97 @@ use crate::catalog::list::{Catalog, Entry, State};
 use crate::error::{Error, Kind, Result};
 use crate::progress::Reporter;
 use crate::store::Store;
-use crate::units::BackupKind;
+use crate::units::{BackupId, BackupKind};
 use crate::verify::{self as check};
 
-pub(super) fn list(app: &App, verb: &List, global: &Global) -> Result<()> {
-    let mut listed = listed(app, global)?;
+pub(super) fn list(apps: &[App], verb: &List, global: &Global) -> Result<()> {
+    let (mut listed, mut refused) = (Vec::new(), None);
+    for app in apps {
+        match self::listed(app, global) {
+            Ok(more) => listed.extend(more),
+            Err(error) if apps.len() == 1 => return Err(error),
+            // The other clusters are listed all the same.
+            Err(error) => {
+                note(&format!("{}{error}", app.whose()));
+                refused.get_or_insert_with(|| app.config.cluster.clone());
+            }
+        }
+    }
+    listed.sort_by(|a: &Listed, b| {
+        (b.entry.started_at, &b.entry.id).cmp(&(a.entry.started_at, &a.entry.id))
+    });
     if let Some(before) = verb.before {
-        listed.retain(|(entry, _)| entry.started_at < before);
+        listed.retain(|one| one.entry.started_at < before);
     }
     if global.json {
         let array = listed
             .iter()
-            .map(|(entry, stores)| render::entry_json(entry, stores))
+            .map(|one| render::entry_json(&one.entry, &one.stores, &one.prefix))
             .collect();
-        return print_json(&serde_json::Value::Array(array));
+        print_json(&serde_json::Value::Array(array))?;
+    } else if listed.is_empty() {
+        say_empty(apps, global);
+    } else {
+        print(&render::list(&listed))?;
     }
-    if listed.is_empty() {
-        let names = global
-            .store
-            .as_deref()
-            .map_or_else(|| app.store_names().join(" and "), str::to_owned);
-        note(&format!(
-            "no backups in {names} ({})",
-            app.config.dir.display()
-        ));
-        return Ok(());
-    }
-    print(&render::list(&listed))
+    refused.map_or(Ok(()), |cluster| {
+        let text = format!("not every cluster could be listed: {cluster}");
+        Err(Error::new(Kind::Partial, text).hint("why is said above"))
+    })
 }
 
-/// The backups of the wanted store, or of all, newest first, with the names of the stores that
-/// hold each. The better copy tells the state. A second store that is away costs its column.
-fn listed(app: &App, global: &Global) -> Result<Vec<(Entry, Vec<&'static str>)>> {
-    let names = app.store_names();
-    let mut listed: Vec<(Entry, Vec<&'static str>)> = Vec::new();
-    for name in names {
-        let wanted = global.store.as_deref();
+fn say_empty(apps: &[App], global: &Global) {
+    for app in apps {
+        let names = match &global.store {
+            Some(name) => name.clone(),
+            None => app.store_names().join(" and "),
+        };
+        let (whose, dir) = (app.whose(), app.config.dir.display());
+        note(&format!("{whose}no backups in {names} ({dir})"));
+    }
+}
+
+/// The backups of the wanted store, or of all, with the names of the stores that hold each. The
+/// better copy tells the state. A store beside the first that is away costs its column.
+fn listed(app: &App, global: &Global) -> Result<Vec<Listed>> {
+    let mut listed: Vec<Listed> = Vec::new();
+    let mut places: HashMap<BackupId, usize> = HashMap::new();
+    // `--store` may name one that there is not.
+    let wanted = global.store.as_deref();
+    app.check_store(wanted)?;
+    for name in app.store_names() {
         if wanted.is_some_and(|wanted| wanted != name) {
             continue;
         }
         let catalog = match app.catalog(Some(name)) {
             Ok((_, catalog)) => catalog,
-            Err(error) if name != LOCAL && wanted.is_none() => {
-                note(&format!("warning: {name} cannot be listed: {}", error.fact));
+            Err(error) if name != app.first() && wanted.is_none() => {
+                let whose = app.whose();
+                note(&format!(
+                    "warning: {whose}{name} cannot be listed: {}",
+                    error.fact
+                ));
                 continue;
             }
             Err(error) => return Err(error),
         };
         for entry in catalog.entries {
-            let holds: &[&'static str] = if entry.artefact.is_some() {
-                &[name]
-            } else {
-                &[]
-            };
-            match listed.iter_mut().find(|(known, _)| known.id == entry.id) {
-                Some((known, stores)) => {
-                    stores.extend(holds);
-                    if entry.good && !known.good {
-                        *known = entry;
-                    }
+            let holds = entry.artefact.is_some().then(|| name.to_owned());
+            if let Some(known) = places.get(&entry.id).map(|&at| &mut listed[at]) {
+                known.stores.extend(holds);
+                if entry.good && !known.entry.good {
+                    known.entry = entry;
                 }
-                None => listed.push((entry, holds.to_vec())),
+                continue;
             }
+            places.insert(entry.id.clone(), listed.len());
+            listed.push(Listed {
+                prefix: app.prefix(),
+                entry,
+                stores: holds.into_iter().collect(),
+            });
         }
     }
-    // `--store` may name one that there is not.
-    app.store(global.store.as_deref().filter(|name| *name != LOCAL))?;
-    listed.sort_by(|(a, _), (b, _)| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
     Ok(listed)
 }
 
@@ -92,9 +119,9 @@ pub(super) fn choose(
     database: Option<&str>,
 ) -> Result<Entry> {
     if backup != "latest" {
-        // With one cluster, its name before the id is no error.
-        let id = backup.strip_prefix("main/").unwrap_or(backup);
-        return catalog.find(id).cloned();
+        let mut entry = catalog.find(backup)?.clone();
+        entry.complete(store);
+        return Ok(entry);
     }
     let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
     for newer in skipped {
@@ -105,14 +132,15 @@ pub(super) fn choose(
     Ok(entry)
 }
 
-/// The backup and the store that it is read from: the wanted one, else the local one; the second
-/// one where the local one has it not, or not whole.
+/// The backup and the store that it is read from: the wanted one, else the first; another where
+/// the first has it not, or not whole.
 pub(super) fn locate(
     app: &App,
     global: &Global,
     backup: &str,
     database: Option<&str>,
 ) -> Result<(Box<dyn Store>, Entry)> {
+    let backup = app.own_id(backup);
     let find = |store: Option<&str>| {
         let (store, mut catalog) = app.catalog(store)?;
         let entry = choose(store.as_ref(), &mut catalog, backup, database)?;
@@ -122,35 +150,39 @@ pub(super) fn locate(
     let found = find(wanted);
     let whole = |entry: &Entry| entry.good || entry.state == State::Legacy;
     let good = matches!(&found, Ok((_, entry)) if whole(entry));
-    if good || wanted.is_some() || app.config.s3.is_none() {
+    if good || wanted.is_some() {
         return found;
     }
-    match find(Some(S3)) {
-        Ok((store, entry)) if whole(&entry) => {
-            note(&format!("{} is read from {}", entry.id, store.describe()));
-            Ok((store, entry))
+    for name in app.others() {
+        match find(Some(name)) {
+            Ok((store, entry)) if whole(&entry) => {
+                note(&format!("{} is read from {}", entry.id, store.describe()));
+                return Ok((store, entry));
+            }
+            _ => {}
         }
-        _ => found,
     }
+    found
 }
 
 pub(super) fn show(app: &App, verb: &Show, global: &Global) -> Result<()> {
     let (store, entry) = locate(app, global, &verb.backup, None)?;
     if global.json {
-        let mut value = render::entry_json(&entry, &[store.name()]);
+        let mut value = render::entry_json(&entry, &[store.name()], &app.prefix());
         value["manifest"] = serde_json::to_value(&entry.manifest).unwrap_or_default();
         return print_json(&value);
     }
     print(&render::page(&entry, &store.describe()))
 }
 
-pub(super) fn verify(app: &App, verb: &Verify, global: &Global) -> Result<()> {
+pub(super) fn verify(app: &App, verb: &Verify, global: &Global, out: &mut Out<'_>) -> Result<()> {
+    let prefix = app.prefix();
     let (store, mut catalog) = app.catalog(global.store.as_deref())?;
     let entries = if verb.all {
         catalog.entries.clone()
     } else {
         // Damage is what verify looks for: `latest` is the newest, good or not.
-        match verb.backup.as_str() {
+        match app.own_id(&verb.backup) {
             "latest" => vec![newest(&catalog)?],
             id => vec![choose(store.as_ref(), &mut catalog, id, None)?],
         }
@@ -158,18 +190,13 @@ pub(super) fn verify(app: &App, verb: &Verify, global: &Global) -> Result<()> {
     if entries.is_empty() {
         note(&format!("no backups in {}", store.describe()));
     }
-    let (mut results, mut damaged, mut unread) = (Vec::new(), Vec::new(), None);
+    let (mut results, mut damaged, mut unread) = (vec![], vec![], None);
     for entry in &entries {
         let progress = app.progress();
         let _reading = app.reading(entry);
         let reporter = Reporter::start("verify", std::sync::Arc::clone(&progress), global.quiet);
-        let result = check::entry(
-            store.as_ref(),
-            entry,
-            app.config.jobs,
-            &progress,
-            &app.cancel,
-        );
+        let (jobs, cancel) = (app.config.jobs, &app.cancel);
+        let result = check::entry(store.as_ref(), entry, jobs, &progress, cancel);
         drop(reporter);
         let (word, text) = match &result {
             Ok(text) => ("good", text.clone()),
@@ -185,13 +212,13 @@ pub(super) fn verify(app: &App, verb: &Verify, global: &Global) -> Result<()> {
             }
         };
         if global.json {
-            results.push(json!({"id": entry.id.as_str(), "ok": result.is_ok(), "detail": text}));
+            results.push(json!({"id": format!("{prefix}{}", entry.id), "ok": result.is_ok(), "detail": text}));
         } else {
-            print(&format!("{}  {word}  {text}\n", entry.id))?;
+            print(&format!("{prefix}{}  {word}  {text}\n", entry.id))?;
         }
     }
     if global.json {
-        print_json(&serde_json::Value::Array(results))?;
+        out.json(serde_json::Value::Array(results));
     }
     if damaged.is_empty() {
         return unread.map_or(Ok(()), Err);

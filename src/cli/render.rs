@@ -31,13 +31,22 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// A backup and the stores that hold it.
+pub(super) struct Listed {
+    /// Before its id, with several clusters.
+    pub prefix: String,
+    pub entry: Entry,
+    pub stores: Vec<String>,
+}
+
 /// `list` for people.
-pub(super) fn list(entries: &[(Entry, Vec<&str>)]) -> String {
+pub(super) fn list(entries: &[Listed]) -> String {
     let rows: Vec<Vec<String>> = entries
         .iter()
-        .map(|(entry, stores)| {
+        .map(|listed| {
+            let (entry, stores) = (&listed.entry, &listed.stores);
             vec![
-                entry.id.to_string(),
+                format!("{}{}", listed.prefix, entry.id),
                 entry.state.to_string(),
                 ByteSize(entry.bytes).to_string(),
                 entry
@@ -64,15 +73,12 @@ pub(super) fn list(entries: &[(Entry, Vec<&str>)]) -> String {
 }
 
 /// One backup as JSON. The fields of design §6 are always there.
-pub(super) fn entry_json(entry: &Entry, stores: &[&str]) -> Value {
+pub(super) fn entry_json<S: AsRef<str>>(entry: &Entry, stores: &[S], prefix: &str) -> Value {
     // A store that has lost the data does not hold the backup.
-    let stores = if entry.artefact.is_some() {
-        stores
-    } else {
-        &[]
-    };
+    let held = stores.iter().filter(|_| entry.artefact.is_some());
+    let stores: Vec<&str> = held.map(AsRef::as_ref).collect();
     json!({
-        "id": entry.id.as_str(),
+        "id": format!("{prefix}{}", entry.id),
         "kind": entry.kind.to_string(),
         "cluster": if entry.cluster.is_empty() { "main" } else { &entry.cluster },
         "database": entry.database,
@@ -86,18 +92,18 @@ pub(super) fn entry_json(entry: &Entry, stores: &[&str]) -> Value {
         "encrypted": entry.encrypted,
         "stores": stores,
         "sha256": entry.sha256,
-        "parent": entry.manifest.as_ref().and_then(|manifest| manifest.parent.as_ref()),
+        "parent": entry.summary.as_ref().and_then(|summary| summary.parent.as_ref()),
     })
 }
 
 /// `prune --dry-run` for people.
-pub(super) fn verdicts(verdicts: &[(&str, Verdict)]) -> String {
+pub(super) fn verdicts(verdicts: &[(&str, Verdict)], prefix: &str) -> String {
     let rows: Vec<Vec<String>> = verdicts
         .iter()
         .map(|(store, verdict)| {
             vec![
                 (*store).to_owned(),
-                verdict.entry.id.to_string(),
+                format!("{prefix}{}", verdict.entry.id),
                 if verdict.keep { "keep" } else { "expire" }.to_owned(),
                 ByteSize(verdict.entry.bytes).to_string(),
                 verdict.reason.clone(),
@@ -108,7 +114,7 @@ pub(super) fn verdicts(verdicts: &[(&str, Verdict)]) -> String {
 }
 
 /// `status` for people; ends with the command to restore now.
-pub(super) fn status(status: &Status, store: &str, now: Timestamp) -> String {
+pub(super) fn status(status: &Status, store: &str, prefix: &str, now: Timestamp) -> String {
     let rows: Vec<Vec<String>> = status
         .databases
         .iter()
@@ -123,7 +129,7 @@ pub(super) fn status(status: &Status, store: &str, now: Timestamp) -> String {
                 .to_owned(),
                 one.newest
                     .as_ref()
-                    .map_or_else(|| "-".to_owned(), ToString::to_string),
+                    .map_or_else(|| "-".to_owned(), |id| format!("{prefix}{id}")),
                 one.newest_at
                     .map_or_else(|| "-".to_owned(), |at| age(now.duration_since(at))),
                 ByteSize(one.bytes).to_string(),
@@ -152,7 +158,7 @@ pub(super) fn status(status: &Status, store: &str, now: Timestamp) -> String {
         age(status.next_run.duration_since(now))
     );
     if let Some(newest) = status.databases.iter().find_map(|one| one.newest.as_ref()) {
-        let _ = writeln!(text, "restore   pgark restore {newest}");
+        let _ = writeln!(text, "restore   pgark restore {prefix}{newest}");
     }
     text
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::args::{Global, Restore};
 use super::{note, print, print_json};
-use crate::app::{App, S3};
+use crate::app::App;
 use crate::catalog::base::{BAD_CHECKSUMS, chain};
 use crate::catalog::list::{Catalog, Entry};
 use crate::error::{Error, Result};
@@ -113,24 +113,24 @@ type Located = (Box<dyn Store>, Catalog, Entry);
 fn locate(app: &App, verb: &Restore, global: &Global) -> Result<Located> {
     let find = |name: Option<&str>| -> Result<Located> {
         let (store, catalog) = app.catalog(name)?;
-        let entry = choose(&catalog, &verb.backup)?;
+        let entry = choose(&catalog, app.own_id(&verb.backup))?;
         Ok((store, catalog, entry))
     };
     let found = find(global.store.as_deref());
-    if found.is_ok() || global.store.is_some() || app.config.s3.is_none() {
+    if found.is_ok() || global.store.is_some() {
         return found;
     }
-    match find(Some(S3)) {
-        Ok(second) => {
+    for name in app.others() {
+        if let Ok(other) = find(Some(name)) {
             note(&format!(
                 "{} is read from {}",
-                second.2.id,
-                second.0.describe()
+                other.2.id,
+                other.0.describe()
             ));
-            Ok(second)
+            return Ok(other);
         }
-        Err(_) => found,
     }
+    found
 }
 
 fn choose(catalog: &Catalog, backup: &str) -> Result<Entry> {
@@ -143,7 +143,7 @@ fn choose(catalog: &Catalog, backup: &str) -> Result<Entry> {
         }
         return Ok(entry.clone());
     }
-    let entry = catalog.find(backup.strip_prefix("main/").unwrap_or(backup))?;
+    let entry = catalog.find(backup)?;
     if entry.kind != BackupKind::Base {
         return Err(Error::usage(format!("{} is no base backup", entry.id))
             .hint("--data-dir takes a base backup; without it, a dump goes into a new database"));

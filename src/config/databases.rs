@@ -9,6 +9,17 @@ pub enum Databases {
     All,
 }
 
+impl Databases {
+    /// Those that are named; none of them when all are meant.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        match self {
+            Databases::Named(names) => names,
+            Databases::All => &[],
+        }
+    }
+}
+
 /// PostgreSQL's `NAMEDATALEN` less one. The server cuts longer names silently, which would
 /// back up one database under another's name.
 const NAME_LEN_MAX: usize = 63;

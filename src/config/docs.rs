@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::file::FILE_KEYS;
 use super::table::{Section, Since, VARIABLES, Variable};
 
 const HEAD: &str = "\
@@ -10,7 +11,8 @@ const HEAD: &str = "\
 <!-- Generated from the table in src/config/table.rs. After a change:
      UPDATE_DOCS=1 cargo test --lib documentation_lists -->
 
-pgark reads flags and variables. The order: flag, variable, default.
+pgark reads flags, variables and, for several clusters or stores, [a file](#the-file-pgarktoml).
+The order: flag, variable, file, default.
 
 - Any variable may be given as `NAME_FILE`, the path of a file that holds the value (a
   Docker secret). `NAME` and `NAME_FILE` together are an error. Exactly one newline at the
@@ -29,6 +31,61 @@ The connection: first the `DB_*` variables, then `PG*` variables, the service fi
 `.pgpass` as libpq reads them, then the defaults below. `PGDATABASE` names one database.
 ";
 
+const FILE: &str = "
+## The file pgark.toml
+
+Needed for several clusters or stores only. It is read from `--config`, else `PGARK_CONFIG`, else
+`/etc/pgark/pgark.toml` if that exists; a change counts when the service starts anew.
+
+```toml
+backup_schedule = \"0 2 * * *\"        # at the top: for all; a variable goes before it
+
+[[cluster]]                          # its keys go before variables
+name = \"shop\"
+db_host = \"db1.internal\"
+db_name = [\"orders\", \"stock\"]
+db_user = \"pgark\"
+db_password_file = \"/run/secrets/shop_password\"
+
+[[cluster]]
+name = \"crm\"
+db_host = \"db2.internal\"
+db_name = \"*\"
+backup_schedule = \"30 3 * * *\"
+
+[[store]]                            # the first local one is what runs write to
+name = \"disk\"
+backup_dir = \"/backups\"
+
+[[store]]                            # the others are filled from it
+name = \"aws\"
+s3_bucket = \"our-backups\"
+aws_region = \"eu-central-1\"
+backup_retention_days = 90
+```
+
+- A key is a variable of the tables above in lower case; `_file` behind it names a file that holds
+  the value. Lists of databases, hosts and lines may be arrays.
+- An unknown key, a key in the wrong table and a malformed value end pgark with exit code 2 and
+  name line and column.
+- `[[cluster]]` takes `name`, `folder`, and the keys of a cluster: connection, backups, limits,
+  schedules, retention, `heartbeat_url`, `notify_urls`. `[[store]]` takes `name`, then `backup_dir` or
+  `s3_bucket`, and the keys of S3 and retention. The rest stands at the top.
+- With several clusters, each has a folder of its name on every store (`/backups/shop/`,
+  `s3://our-backups/backups/shop/`); `folder` names another, `\".\"` the root. Add `folder = \".\"` to
+  a first cluster that has backups already, or move its files, when a second one comes.
+- Ids then have the cluster before them: `shop/backup_orders_20250122_020015`. `--cluster shop`
+  limits any verb to one. A cluster that fails stops no other; the exit code is 3 then.
+- Without `[[cluster]]` there is one, named `main`, and the file may hold stores only.
+- `pgark list` warns of nothing that it does not see: a store that is taken out of the file keeps
+  its backups, and nobody expires them.
+
+The keys that are no variables:
+
+| key | |
+| --- | --- |
+";
+
 /// The text of `docs/configuration.md`.
 #[must_use]
 pub fn markdown() -> String {
@@ -43,6 +100,10 @@ pub fn markdown() -> String {
         for variable in VARIABLES.iter().filter(|row| row.section == section) {
             out.push_str(&row(variable));
         }
+    }
+    out.push_str(FILE);
+    for (key, summary) in FILE_KEYS {
+        let _ = writeln!(out, "| `{key}` | {summary} |");
     }
     out
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{ErrorKind, Read};
 
 use super::databases::{self, Databases};
+use super::file::{self, Key};
 use super::form::Form;
 use super::table::{VARIABLES, Variable};
 use crate::error::{Error, Result};
@@ -67,10 +68,15 @@ impl Environment {
         Ok(self)
     }
 
-    /// Beside the variables, what the files hold that they name: for a process that may not
-    /// read them itself. A file that cannot be had is left to that process, which says so.
+    /// Beside the variables, what the files hold that they and the configuration file name, and
+    /// that file itself: for a process that may not read them. A file that cannot be had is left
+    /// to that process, which says so.
     #[must_use]
-    pub fn with_files(mut self) -> Self {
+    pub fn with_files(mut self, config: Option<&str>) -> Self {
+        self.add_file(config.unwrap_or(file::DEFAULT_PATH));
+        if let Ok(Some(file)) = file::File::load(config, &self) {
+            file.named_files().for_each(|path| self.add_file(path));
+        }
         for variable in VARIABLES {
             let named = variable.spellings().filter_map(|name| {
                 let path = self.get(&format!("{name}_FILE"))?;
@@ -79,16 +85,64 @@ impl Environment {
             let paths: Vec<String> = named
                 .chain(variable.default_file.map(str::to_owned))
                 .collect();
-            for path in paths {
-                if let Some(text) = read_bounded(&path)
-                    .ok()
-                    .and_then(|bytes| String::from_utf8(bytes).ok())
-                {
-                    self.0.insert(format!("{FILE_PREFIX}{path}"), text);
-                }
+            for path in &paths {
+                self.add_file(path);
             }
         }
         self
+    }
+
+    fn add_file(&mut self, path: &str) {
+        let text = read_bounded(path)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
+        if let Some(text) = text {
+            self.0.insert(format!("{FILE_PREFIX}{path}"), text);
+        }
+    }
+
+    /// A file's bytes: as they were handed over, else as they lie there.
+    pub(super) fn read(&self, path: &str) -> std::io::Result<Vec<u8>> {
+        match self.0.get(&format!("{FILE_PREFIX}{path}")) {
+            Some(text) => Ok(text.clone().into_bytes()),
+            None => read_bounded(path),
+        }
+    }
+
+    /// The same with what a file's top says where nobody set the variable.
+    pub(super) fn with_defaults(mut self, keys: &[Key]) -> Self {
+        let unset: Vec<&Key> = keys.iter().filter(|key| !self.sets(key.variable)).collect();
+        for key in unset {
+            self.0.insert(key.name.clone(), key.text.clone());
+        }
+        self
+    }
+
+    /// The same with what a table says, which goes before everything else. `told` hears of each
+    /// variable of the process that says otherwise.
+    pub(super) fn with_table(
+        mut self,
+        keys: &[Key],
+        process: &Environment,
+        told: &mut dyn FnMut(&Key),
+    ) -> Self {
+        for key in keys {
+            if process.sets(key.variable) && process.get(&key.name) != Some(&key.text) {
+                told(key);
+            }
+            for name in key.variable.spellings() {
+                self.0.remove(name);
+                self.0.remove(&format!("{name}_FILE"));
+            }
+            self.0.insert(key.name.clone(), key.text.clone());
+        }
+        self
+    }
+
+    /// Whether a variable is set, by any of its names, or as a file.
+    pub(super) fn sets(&self, variable: &Variable) -> bool {
+        let set = |name| self.get(name).is_some() || self.get(&format!("{name}_FILE")).is_some();
+        variable.spellings().any(set)
     }
 
     /// The variables without secrets, and those that are or may hold one.
@@ -301,12 +355,7 @@ fn read_file(
     explicit: bool,
 ) -> Result<Option<Setting>> {
     let refuse = |why: String| Error::usage(format!("{source}: {why}"));
-    let given = env.0.get(&format!("{FILE_PREFIX}{path}"));
-    let read = match given {
-        Some(text) => Ok(text.clone().into_bytes()),
-        None => read_bounded(path),
-    };
-    let bytes = match read {
+    let bytes = match env.read(path) {
         Ok(bytes) => bytes,
         Err(error)
             if !explicit
@@ -357,76 +406,4 @@ fn read_bounded(path: &str) -> std::io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::ffi::OsStringExt;
-
-    #[test]
-    fn variable_of_ours_that_is_not_utf8_is_an_error_others_are_left_out() {
-        let odd = || OsString::from_vec(vec![b'a', 0xFF]);
-        for name in [
-            "DB_PASSWORD",
-            "DB_PASSWORD_FILE",
-            "PGPASSWORD",
-            "BACKUP_X",
-            "S3_BUCKET",
-        ] {
-            let error = Environment::from_os([(name.into(), odd())].into_iter()).unwrap_err();
-            assert!(error.fact.contains(name), "{}", error.fact);
-        }
-        let env = Environment::from_os([("LS_COLORS".into(), odd())].into_iter()).unwrap();
-        assert_eq!(env.get("LS_COLORS"), None);
-    }
-
-    #[test]
-    fn debug_shows_no_values() {
-        let env = Environment::from_pairs([("DB_PASSWORD", "hunter2")]);
-        let shown = format!("{env:?} {:?}", Secret::new("hunter2".to_owned()));
-        assert!(
-            !shown.contains("hunter2") && shown.contains("***"),
-            "{shown}"
-        );
-    }
-
-    fn with_default_file(path: &std::path::Path) -> Variable {
-        let path: &'static str = Box::leak(path.display().to_string().into_boxed_str());
-        Variable {
-            default_file: Some(path),
-            ..*VARIABLES
-                .iter()
-                .find(|row| row.name == "DB_PASSWORD")
-                .unwrap()
-        }
-    }
-
-    #[test]
-    fn default_secret_file_may_be_absent_and_yields_to_the_variable() {
-        let dir = super::super::tests::scratch("default_secret");
-        let path = dir.join("db_password");
-        let variable = with_default_file(&path);
-        let none = Environment::default();
-        assert!(lookup(&variable, &none).unwrap().is_none());
-        std::fs::write(&path, "from file\r\n").unwrap();
-        let found = lookup(&variable, &none).unwrap().unwrap();
-        assert_eq!(found.text, "from file");
-        assert!(found.source.contains("db_password"), "{}", found.source);
-        let set = Environment::from_pairs([("DB_PASSWORD", "direct")]);
-        assert_eq!(lookup(&variable, &set).unwrap().unwrap().text, "direct");
-        std::fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn default_secret_file_that_exists_and_cannot_be_read_is_an_error() {
-        // A directory is unreadable for root as well.
-        let dir = super::super::tests::scratch("unreadable_secret");
-        let Err(error) = lookup(&with_default_file(&dir), &Environment::default()) else {
-            panic!("accepted");
-        };
-        assert!(
-            error.fact.contains(&dir.display().to_string()),
-            "{}",
-            error.fact
-        );
-        std::fs::remove_dir_all(dir).unwrap();
-    }
-}
+mod tests;

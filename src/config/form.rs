@@ -13,6 +13,8 @@ pub enum Form {
     Lines,
     /// A path.
     Path,
+    /// A URL of HTTP.
+    Url,
     /// A host name, an address or a socket directory; several with commas between.
     Host,
     /// A port; several with commas between, as many as hosts.
@@ -41,6 +43,7 @@ impl Form {
         }
         let good = match self {
             Form::Text | Form::Lines | Form::Path => true,
+            Form::Url => return url(text),
             Form::Host => return host(text),
             Form::Databases => return databases::parse(text).map(|_| ()),
             Form::Port => text.split(',').all(|port| count(port, 1, 65_535)),
@@ -68,6 +71,7 @@ impl Form {
             Form::Text => "text".to_owned(),
             Form::Lines => "text, several lines allowed".to_owned(),
             Form::Path => "a path".to_owned(),
+            Form::Url => "a URL: `https://host/path`".to_owned(),
             Form::Host => "a host name, address or socket directory".to_owned(),
             Form::Port => "a port from 1 to 65535".to_owned(),
             Form::Databases => "a name, a list with commas, or `*`".to_owned(),
@@ -115,6 +119,20 @@ fn host(text: &str) -> Result<(), String> {
         Err("a host name holds no blanks".to_owned())
     } else {
         Ok(())
+    }
+}
+
+fn url(text: &str) -> Result<(), String> {
+    let expected = || Err(format!("expected {}", Form::Url.describe()));
+    let Ok(uri) = text.parse::<http::Uri>() else {
+        return expected();
+    };
+    match (uri.scheme_str(), uri.authority()) {
+        (Some("http" | "https"), Some(place)) if !place.as_str().contains('@') => Ok(()),
+        (Some("http" | "https"), Some(_)) => {
+            Err("a user in a URL is not supported; give the secret in its path".to_owned())
+        }
+        _ => expected(),
     }
 }
 
@@ -236,6 +254,29 @@ mod tests {
             for text in *bad {
                 assert!(form.check(text).is_err(), "{form:?} {text:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_url_names_a_scheme_and_a_host_and_no_user() {
+        for good in [
+            "https://a/b?c=d&e=",
+            "http://127.0.0.1:1",
+            "https://[::1]/x",
+        ] {
+            assert_eq!(Form::Url.check(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "a",
+            "a/b",
+            "ftp://a/b",
+            "https://",
+            "https://a b",
+            "https://u:p@h/x",
+            "//h/x",
+        ] {
+            let error = Form::Url.check(bad).unwrap_err();
+            assert!(!error.contains("u:p"), "{error}");
         }
     }
 

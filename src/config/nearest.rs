@@ -16,13 +16,8 @@ pub(super) fn unknown_variables(env: &Environment) -> Vec<String> {
         if !ours || known.contains(&base) {
             continue;
         }
-        let nearest = known
-            .iter()
-            .map(|candidate| (distance(base, candidate), candidate))
-            .min()
-            .filter(|&(distance, _)| distance <= (base.len() / 3).max(2));
-        warnings.push(match nearest {
-            Some((_, candidate)) => {
+        warnings.push(match nearest(base, known.iter().copied()) {
+            Some(candidate) => {
                 format!("unknown variable {name} is ignored: did you mean {candidate}?")
             }
             None => format!(
@@ -33,8 +28,21 @@ pub(super) fn unknown_variables(env: &Environment) -> Vec<String> {
     warnings
 }
 
+/// The candidate that somebody who wrote `name` may have meant.
+pub(super) fn nearest<'a>(
+    name: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (distance(name, candidate), candidate))
+        .min()
+        .filter(|&(distance, _)| distance <= (name.len() / 3).max(2))
+        .map(|(_, candidate)| candidate)
+}
+
 /// Levenshtein's distance in bytes.
-fn distance(a: &str, b: &str) -> usize {
+#[must_use]
+pub fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.bytes().enumerate() {
         let mut diagonal = row[0];

@@ -176,6 +176,10 @@ pub const VARIABLES: &[Variable] = &[
         .keyword("sslcert"),
     var(Connection, "DB_SSLKEY", Form::Path, "Path of the client's key.")
         .keyword("sslkey"),
+    var(Connection, "DB_SSLPASSWORD", Form::Text, "Password of the client's key, where that is encrypted (PKCS#8). `PGSSLPASSWORD` is read too.")
+        .secret(),
+    var(Connection, "DB_CONNINFO", Form::Text, "All of the connection as libpq takes it: `postgresql://user@host:port/name?sslmode=require`, or `host=… port=… service=…`. What another `DB_*` variable says goes before it.")
+        .secret(),
 
     var(Backups, "BACKUP_DIR", Form::Path, "The local store: a directory. `none` (no local store) is refused by this version.")
         .default("/backups"),
@@ -188,12 +192,11 @@ pub const VARIABLES: &[Variable] = &[
         .secret().later("encryption"),
 
     var(Programs, "PGARK_PG_BIN", Form::Path, "Directory of PostgreSQL's client programs, or several with colons between. Set, no other place is searched."),
-    var(Programs, "PGARK_LOCK_TIMEOUT", Form::Duration, "How long a dump waits for the lock on a table that somebody else holds.")
+    var(Programs, "PGARK_LOCK_TIMEOUT", Form::Duration, "How long a dump waits: for the lock on a table that somebody else holds, and for a server that is still starting.")
         .default("60s"),
     var(Programs, "PGARK_RUN_TIMEOUT", Form::Duration, "How long a run of the service may take; then it is ended, so that the next one can begin.")
         .default("24h"),
-    var(Programs, "PGARK_CONFIG", Form::Path, "The configuration file `pgark.toml`.")
-        .refused("it reads flags and variables only", "leave the file out and set variables"),
+    var(Programs, "PGARK_CONFIG", Form::Path, "The configuration file, for several clusters or stores. Unset: `/etc/pgark/pgark.toml`, if it exists."),
 
     var(Schedules, "BACKUP_SCHEDULE", Form::Schedule, "When to take dumps.")
         .default("0 2 * * *"),
@@ -223,6 +226,8 @@ pub const VARIABLES: &[Variable] = &[
     var(S3, "S3_FORCE_PATH_STYLE", Form::Switch, "Whether the bucket is in the path instead of the host name. Unset: with an endpoint."),
     var(S3, "S3_SSE", Form::Text, "Encryption by the server: `AES256`, `aws:kms`."),
     var(S3, "S3_KMS_KEY_ID", Form::Text, "Key of the encryption by the server."),
+    var(S3, "S3_STORAGE_CLASS", Form::Text, "Storage class of what is written: `STANDARD_IA`, `GLACIER_IR` and others."),
+    var(S3, "AWS_CA_BUNDLE", Form::Path, "Path of certificates that may sign the S3 server's, beside the machine's own."),
     var(S3, "AWS_REGION", Form::Text, "Region of the bucket.").default("us-east-1"),
     var(S3, "AWS_ACCESS_KEY_ID", Form::Text, "Access key; without one, the usual AWS chain."),
     var(S3, "AWS_SECRET_ACCESS_KEY", Form::Text, "Its secret.").secret(),
@@ -235,7 +240,7 @@ pub const VARIABLES: &[Variable] = &[
     var(Service, "HTTP_ADDR", Form::Listen, "Where `/livez` and `/healthz` are served.").default("127.0.0.1:8080"),
     var(Service, "WEB_PASSWORD", Form::Text, "Password of the pages.").secret().later("pages"),
     var(Service, "NOTIFY_URLS", Form::Lines, "Where to report failures.").secret().later("notifications"),
-    var(Service, "HEARTBEAT_URL", Form::Text, "Fetched after each success.").secret().later("notifications"),
+    var(Service, "HEARTBEAT_URL", Form::Url, "Fetched after each run that did all it promised: a dead man's switch such as Healthchecks or Uptime Kuma.").secret(),
     var(Service, "PGARK_LOG_PATH", Form::Path, "A file that gets the service's log as well; at 4 MiB it becomes `<name>.1`. The image sets it, so that `/var/log/cron/backup-cron.log` is there."),
     var(Service, "PGARK_CRONTAB_PATH", Form::Path, "A file in which the service shows its schedule as a crontab. The image sets it, so that `/etc/crontabs/root` is there."),
     var(Service, "PGARK_RUN_AS", Form::OneOf(&["owner"]), "`owner`: when root starts pgark, it reads the secrets as root and works as the owner of BACKUP_DIR; an empty directory of root's is given to user 10001 first, one with contents stays root's, and so does the work. The image sets it. Unset: pgark works as who started it."),

@@ -1,7 +1,15 @@
 //! The configuration's rules, one claim a test.
 
+use std::time::Duration;
+
+use super::load::load as load_all;
 use super::*;
-use crate::error::Kind;
+use crate::error::{Error, Kind, Result};
+
+/// The only cluster's.
+fn load(flags: &Flags, env: &Environment) -> Result<Config> {
+    load_all(flags, env).map(|mut all| all.remove(0))
+}
 
 /// An empty directory of this test's own.
 pub(super) fn scratch(test: &str) -> PathBuf {
@@ -63,6 +71,7 @@ fn flag_wins_over_variable_and_variable_over_default() {
         jobs: Some(7),
         compression: Some("none".to_owned()),
         config: None,
+        cluster: None,
     };
     let config = load(&flags, &env).unwrap();
     assert_eq!(config.dir, PathBuf::from("/flag"));
@@ -244,7 +253,6 @@ fn what_would_hurt_if_ignored_is_refused() {
     for (name, value) in [
         ("BACKUP_ENCRYPT_RECIPIENTS", "age1xyz"),
         ("BACKUP_DIR", "none"),
-        ("PGARK_CONFIG", "/x.toml"),
     ] {
         let error = refused(&[(name, value)]);
         assert!(error.fact.contains(name), "{error}");
@@ -261,18 +269,6 @@ fn what_would_hurt_if_ignored_is_refused() {
         ..Flags::default()
     };
     assert!(load(&flags, &Environment::default()).is_err());
-    let flags = Flags {
-        config: Some("/x.toml".into()),
-        ..Flags::default()
-    };
-    assert!(
-        load(&flags, &Environment::default())
-            .unwrap_err()
-            .fact
-            .contains("--config /x.toml")
-    );
-    let error = refuse_config_file(&Flags::default(), &Environment::default(), Path::new("/"));
-    assert!(error.unwrap_err().fact.contains("configuration file"));
 }
 
 #[test]
@@ -319,7 +315,7 @@ fn what_stays_and_when_runs_come_is_read() {
         keep_yearly,
         keep_min,
         ..
-    } = config.retention;
+    } = config.stores[0].retention;
     assert_eq!((days, keep_weekly, keep_yearly, keep_min), (7, 4, 0, 1));
     let service = config.service;
     assert_eq!(
@@ -329,7 +325,7 @@ fn what_stays_and_when_runs_come_is_read() {
     assert_eq!(service.run_timeout, Duration::from_secs(7200));
     assert_eq!(service.zone.as_deref(), Some("Europe/Berlin"));
     let config = from(&[]).unwrap();
-    assert!(config.service.on_start && config.retention.days == 30);
+    assert!(config.service.on_start && config.stores[0].retention.days == 30);
 }
 
 #[test]
@@ -372,7 +368,10 @@ fn alias_that_agrees_is_fine_and_one_that_contradicts_is_an_error() {
         "{error}"
     );
     let config = from(&[("S3_BUCKET", "a"), ("BACKUP_S3_BUCKET", "a")]).unwrap();
-    assert_eq!(config.s3.unwrap().bucket, "a");
+    let Place::S3(s3) = &config.stores[1].place else {
+        panic!("{:?}", config.stores);
+    };
+    assert_eq!(s3.bucket, "a");
 }
 
 #[test]

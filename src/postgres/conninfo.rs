@@ -139,6 +139,17 @@ impl ConnInfo {
         Ok(self)
     }
 
+    /// Fills what is not set from another one, of which messages speak as `origin`.
+    ///
+    /// # Errors
+    /// None for values that another one accepted; passed on all the same.
+    pub fn or(mut self, other: &ConnInfo, origin: &str) -> Result<ConnInfo> {
+        for (key, value) in &other.values {
+            self.fill(key, value, origin)?;
+        }
+        Ok(self)
+    }
+
     fn fill(&mut self, key: &str, value: &str, origin: &str) -> Result<()> {
         if self.get(key).is_none() {
             self.set(key, value)

@@ -64,6 +64,11 @@ impl Report {
             let _ = write!(fact, "\nCONTEXT: {place}");
         }
         let hint = match (self.hint.is_empty(), self.code.as_str()) {
+            // The server's own hint is to do the same again, which would end the same.
+            (_, "40001" | "57014") if self.message.contains("recovery") => Some(
+                "on a standby: raise max_standby_streaming_delay or set hot_standby_feedback=on"
+                    .to_owned(),
+            ),
             (false, _) => Some(self.hint),
             (true, "57P01" | "57P02") => Some(
                 "the server was stopped or an administrator ended the connection; see its log"
@@ -73,10 +78,6 @@ impl Report {
                 Some("the server is starting or recovering: try again shortly".to_owned())
             }
             (true, "53100") => Some("the server's disk is full".to_owned()),
-            (true, "40001" | "57014") if self.message.contains("recovery") => Some(
-                "on a standby: raise max_standby_streaming_delay or set hot_standby_feedback=on"
-                    .to_owned(),
-            ),
             _ => None,
         };
         Error {

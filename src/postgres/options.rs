@@ -33,7 +33,7 @@ const fn passed(of: Keyword) -> Keyword {
     Keyword { passed: true, ..of }
 }
 
-/// Every keyword that pgark knows, libpq's of PostgreSQL 14 to 18.
+/// Every keyword that pgark knows, libpq's of PostgreSQL 14 to 19.
 pub(super) const KEYWORDS: &[Keyword] = &[
     keyword("service", "PGSERVICE"),
     keyword("servicefile", "PGSERVICEFILE"),
@@ -63,7 +63,8 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     keyword("sslcert", "PGSSLCERT"),
     keyword("sslkey", "PGSSLKEY"),
     passed(keyword("sslcertmode", "PGSSLCERTMODE")),
-    bare("sslpassword"),
+    // libpq has no variable for it.
+    keyword("sslpassword", "PGSSLPASSWORD"),
     keyword("sslrootcert", "PGSSLROOTCERT"),
     keyword("sslcrl", "PGSSLCRL"),
     keyword("sslcrldir", "PGSSLCRLDIR"),

@@ -165,8 +165,8 @@ impl Target {
         &self.settings.warnings
     }
 
-    /// Connection text for libpq's programs; never the password. `passfile` names a file that
-    /// holds [`Self::passfile_line`].
+    /// Connection text for libpq's programs; never a password. `passfile` is the path of a
+    /// [`super::tools::PassFile`], and the program runs with its variables.
     #[must_use]
     pub fn conninfo(&self, passfile: Option<&Path>) -> String {
         self.conninfo_with(passfile, "")
@@ -203,6 +203,9 @@ impl Target {
             passfile.or(own.filter(|_| self.settings.info.get("password").is_none()))
         {
             put_pair(&mut out, "passfile", &path.to_string_lossy());
+        }
+        if passfile.is_some() && self.service_file().is_some() {
+            put_pair(&mut out, "service", Self::KEY_SERVICE);
         }
         out
     }
@@ -264,6 +267,17 @@ impl Target {
             self.user(),
         )?;
         Some((password, format!("password file {}", file.path.display())))
+    }
+
+    /// The name of the service that [`Self::service_file`] defines.
+    pub(super) const KEY_SERVICE: &str = "pgark_key";
+
+    /// A service file of libpq with the password of the client's key, which no variable and no
+    /// password file of it can carry.
+    pub(super) fn service_file(&self) -> Option<String> {
+        self.settings.tls.client.as_ref()?;
+        let password = self.settings.info.get("sslpassword")?;
+        Some(format!("[{}]\nsslpassword={password}\n", Self::KEY_SERVICE))
     }
 
     /// A line for a password file of libpq that matches this target, when a password is

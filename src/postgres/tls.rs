@@ -20,6 +20,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::conninfo::ConnInfo;
+use super::key;
 use super::verify::Verifier;
 use super::x509::Certificate;
 use crate::error::{Error, Result};
@@ -74,10 +75,11 @@ pub(super) enum Root {
 }
 
 /// A client certificate and its key.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct ClientCertificate {
     pub cert: PathBuf,
     pub key: PathBuf,
+    password: Option<String>,
 }
 
 /// `channel_binding`.
@@ -144,14 +146,11 @@ impl TlsSettings {
                 "sslnegotiation=direct needs sslmode=require or stronger",
             ));
         }
-        for (key, what) in [
-            ("sslpassword", "encrypted client keys"),
-            ("sslcrldir", "a folder of CRLs"),
-        ] {
-            if info.get(key).is_some() {
-                return Err(Error::usage(format!("{what} ({key}) are not supported"))
-                    .hint("use a plain key file with mode 0600, and sslcrl with one file"));
-            }
+        if info.get("sslcrldir").is_some() {
+            return Err(
+                Error::usage("a folder of CRLs (sslcrldir) is not supported")
+                    .hint("use sslcrl with one file"),
+            );
         }
         let minimum = info.get("ssl_min_protocol_version").unwrap_or("TLSv1.2");
         let maximum = info.get("ssl_max_protocol_version").unwrap_or("TLSv1.3");
@@ -269,7 +268,23 @@ fn client_certificate(
     let cert = cert?;
     // A certificate whose key is missing is reported with the key's usual place.
     let key = key.unwrap_or_else(|| cert.with_file_name("postgresql.key"));
-    Some(ClientCertificate { cert, key })
+    let password = info.get("sslpassword").map(str::to_owned);
+    Some(ClientCertificate {
+        cert,
+        key,
+        password,
+    })
+}
+
+impl std::fmt::Debug for ClientCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "ClientCertificate({}, {})",
+            self.cert.display(),
+            self.key.display()
+        )
+    }
 }
 
 impl ClientCertificate {
@@ -320,10 +335,7 @@ impl ClientCertificate {
             ))
             .hint("chmod 0600; 0640 is allowed when root owns it"));
         }
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| {
-            Error::usage(format!("client key {}: {error}", self.key.display()))
-                .hint("it must be a plain (not encrypted) PEM key: PKCS#8, PKCS#1 or SEC1")
-        })?;
+        let key = key::read(&self.key, self.password.as_deref())?;
         Ok((chain, key))
     }
 }

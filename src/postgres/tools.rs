@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::Target;
 use super::process::{Child, clean_command};
 use crate::error::{Error, Result};
 
@@ -277,6 +278,7 @@ impl Program {
 
 const PASS_PREFIX: &str = "pgark-pass-";
 const PASS_NAME: &str = "pgpass";
+const SERVICE_NAME: &str = "service";
 static PASS_COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A password file for libpq (`passfile=` or `PGPASSFILE`), 0600 in a 0700 directory of its
@@ -290,12 +292,35 @@ pub struct PassFile {
 }
 
 impl PassFile {
-    /// Writes the line that [`super::Target::passfile_line`] gives (none: an empty file), after
-    /// sweeping the files of dead processes.
+    /// Writes what the programs need to log in as `target` does, after sweeping the files of dead
+    /// processes.
     ///
     /// # Errors
     /// `Usage` for a password that no such file can hold, `Failed` when no directory takes it.
-    pub fn create(line: Option<Vec<u8>>) -> Result<PassFile> {
+    pub fn of(target: &Target) -> Result<PassFile> {
+        let passfile = Self::create(target.passfile_line())?;
+        if let Some(text) = target.service_file() {
+            let password = text.trim_end_matches('\n');
+            // libpq reads a line, without the blanks at its end.
+            if password.len() != password.trim_end().len() || password.matches('\n').count() > 1 {
+                return Err(Error::usage(
+                    "the password of the client's key (sslpassword) ends in a blank or holds a line break, which PostgreSQL's programs cannot be told",
+                )
+                .hint("give the key another password: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW"));
+            }
+            private_file(&passfile.dir.join(SERVICE_NAME), text.as_bytes())
+                .map_err(|error| Error::failed(format!("{}: {error}", passfile.dir.display())))?;
+        }
+        Ok(passfile)
+    }
+
+    /// The variables with which a program finds what is in it. They hold a path, no secret.
+    pub fn variables(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        let service = self.dir.join(SERVICE_NAME);
+        std::iter::once(("PGSERVICEFILE", service)).filter(|(_, path)| path.exists())
+    }
+
+    fn create(line: Option<Vec<u8>>) -> Result<PassFile> {
         let mut bases = Vec::new();
         bases.extend(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
         bases.push(PathBuf::from("/dev/shm"));
@@ -335,9 +360,30 @@ impl PassFile {
 
 impl Drop for PassFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-        let _ = std::fs::remove_dir(&self.dir);
+        remove(&self.dir);
     }
+}
+
+/// Removes such a directory and what pgark put there.
+fn remove(dir: &Path) {
+    for name in [SERVICE_NAME, PASS_NAME] {
+        let _ = std::fs::remove_file(dir.join(name));
+    }
+    let _ = std::fs::remove_dir(dir);
+}
+
+fn private_file(path: &Path, text: &[u8]) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let _ = file.try_lock();
+    // libpq ignores a password file that others may read, whatever the umask.
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.write_all(text)?;
+    Ok(file)
 }
 
 fn write_private(base: &Path, text: &[u8]) -> std::io::Result<PassFile> {
@@ -352,18 +398,7 @@ fn write_private(base: &Path, text: &[u8]) -> std::io::Result<PassFile> {
         }
     };
     let path = dir.join(PASS_NAME);
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .and_then(|mut file| {
-            let _ = file.try_lock();
-            // libpq ignores a password file that others may read, whatever the umask.
-            file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-            file.write_all(text)?;
-            Ok(file)
-        });
+    let written = private_file(&path, text);
     match written {
         Ok(lock) => Ok(PassFile {
             dir,
@@ -371,8 +406,7 @@ fn write_private(base: &Path, text: &[u8]) -> std::io::Result<PassFile> {
             _lock: lock,
         }),
         Err(error) => {
-            let _ = std::fs::remove_file(&path);
-            let _ = std::fs::remove_dir(&dir);
+            remove(&dir);
             Err(error)
         }
     }
@@ -400,8 +434,7 @@ fn sweep(base: &Path) {
         let path = entry.path().join(PASS_NAME);
         let held = File::open(&path).is_ok_and(|file| file.try_lock().is_err());
         if !held {
-            let _ = std::fs::remove_file(&path);
-            let _ = std::fs::remove_dir(entry.path());
+            remove(&entry.path());
         }
     }
 }

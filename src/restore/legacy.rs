@@ -47,9 +47,10 @@ pub fn restore(
 }
 
 fn feed(source: &Source<'_>, target: &Target, progress: &Progress, cancel: &Token) -> Result<()> {
-    let passfile = PassFile::create(target.passfile_line())?;
+    let passfile = PassFile::of(target)?;
     let mut command = source.psql.command();
     command
+        .envs(passfile.variables())
         .args([
             "--no-psqlrc",
             "--quiet",

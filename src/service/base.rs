@@ -6,7 +6,7 @@
 use super::report;
 use super::run::{Done, Records, Wanted};
 use super::stores;
-use crate::app::{App, LOCAL};
+use crate::app::App;
 use crate::backup::base::{self, Options};
 use crate::catalog::base::BAD_CHECKSUMS;
 use crate::catalog::list;
@@ -39,19 +39,23 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> (Done
         verdict
     });
     if !done.taken.is_empty() {
-        let mut reachable = true;
-        match stores::replicate(app, wanted.say) {
-            Ok(copied) => done.copied = copied,
-            Err(error) => {
-                reachable = false;
-                notes.push(report::failed("second store", &error));
-                if verdict.is_ok() {
-                    verdict = Err(stores::behind(error));
-                }
+        let mut stores = stores::replicate(app, wanted.say).unwrap_or_else(|error| {
+            // Another process is at it: none of them is known to be up to date.
+            let others = app.others().into_iter();
+            stores::Replicated {
+                failed: others
+                    .map(|name| (name.to_owned(), error.clone()))
+                    .collect(),
+                ..stores::Replicated::default()
             }
+        });
+        for (name, error) in &stores.failed {
+            notes.push(report::failed(&format!("store {name}"), error));
         }
+        verdict = verdict.and_then(|()| stores.verdict());
+        done.copied = std::mem::take(&mut stores.copied);
         let names = app.store_names().into_iter().filter(|_| !wanted.no_prune);
-        for name in names.filter(|name| reachable || *name == LOCAL) {
+        for name in names.filter(|name| stores.reached(name)) {
             if let Err(error) = stores::expire(app, name, &mut done.pruned, &mut notes) {
                 notes.push(report::failed(&format!("prune of {name}"), &error));
             }
@@ -69,7 +73,7 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> (Done
 }
 
 fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<Manifest> {
-    let target = app.pin(&[])?;
+    let target = app.pin_when_ready(&[], wanted.say)?;
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
     base::take(&base::Run {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::journal::{self, Line, Outcome};
 use super::run::wanted_databases;
-use super::stores::{self, Behind};
+use super::stores::Behind;
 use crate::catalog::list::{self, Catalog};
 use crate::clock;
 use crate::config::Databases;
@@ -23,78 +23,79 @@ use crate::store::{Object, Store};
 /// How long an answer serves.
 const FRESH: Duration = Duration::from_secs(10);
 
-/// What is asked about.
+/// Opens a store.
+pub type Open = Box<dyn Fn() -> Result<Box<dyn Store>> + Send + Sync>;
+
+/// What is asked about: one cluster.
 pub struct Health {
-    store: Box<dyn Store>,
-    dir: PathBuf,
-    databases: Databases,
-    schedule: Schedule,
-    has_second: bool,
-    kept: Mutex<Option<Kept>>,
+    pub cluster: String,
+    pub open: Open,
+    pub dir: PathBuf,
+    pub databases: Databases,
+    pub schedule: Schedule,
+    /// The names of the stores that are filled from the first.
+    pub others: Vec<String>,
+    pub kept: Mutex<Kept>,
 }
 
-struct Kept {
-    at: Instant,
+/// What an answer is made of, until it is stale.
+#[derive(Default)]
+pub struct Kept {
+    store: Option<Box<dyn Store>>,
+    at: Option<Instant>,
     seen: Vec<Object>,
     catalog: Catalog,
 }
 
 impl Health {
-    #[must_use]
-    pub fn new(
-        store: Box<dyn Store>,
-        dir: PathBuf,
-        databases: Databases,
-        schedule: Schedule,
-        has_second: bool,
-    ) -> Health {
-        Health {
-            store,
-            dir,
-            databases,
-            schedule,
-            has_second,
-            kept: Mutex::new(None),
-        }
-    }
-
     /// The status now.
     ///
     /// # Errors
     /// When the store cannot be listed.
     pub fn status(&self) -> Result<Status> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = kept.as_ref().is_some_and(|kept| kept.at.elapsed() < FRESH);
+        let fresh = kept.at.is_some_and(|at| at.elapsed() < FRESH);
         if !fresh {
-            let mut seen = self.store.list("")?;
-            seen.extend(self.store.list(".pgark/state/")?);
+            let store = match kept.store.take() {
+                Some(store) => store,
+                None => (self.open)()?,
+            };
+            let mut seen = store.list("")?;
+            seen.extend(store.list(".pgark/state/")?);
             // It grows with every run and says nothing of a backup.
             seen.retain(|object| object.key.as_str() != "backup.log");
-            let catalog = match kept.take() {
-                Some(kept) if kept.seen == seen => kept.catalog,
-                _ => list::load(self.store.as_ref())?,
-            };
-            *kept = Some(Kept {
-                at: Instant::now(),
-                seen,
-                catalog,
-            });
+            if kept.at.is_none() || kept.seen != seen {
+                kept.catalog = list::load(store.as_ref())?;
+            }
+            kept.seen = seen;
+            kept.store = Some(store);
+            kept.at = Some(Instant::now());
         }
-        let none = Catalog::default();
-        let catalog = kept.as_ref().map_or(&none, |kept| &kept.catalog);
+        let catalog = &kept.catalog;
         Ok(judge(&self.databases, &self.dir, catalog, &self.schedule))
     }
 
     /// Whether all is well, and the answer as JSON.
     pub fn answer(&self) -> (bool, Value) {
         match self.status() {
-            Ok(status) => {
-                let second = self.has_second.then(|| Behind::read(&self.dir)).flatten();
-                to_json(&status, second.as_ref())
-            }
+            Ok(status) => to_json(&status, &Behind::all(&self.dir, &self.others)),
             Err(error) => (false, json!({"healthy": false, "error": error.fact})),
         }
     }
+}
+
+/// The answers of several clusters as one: well when every one is.
+#[must_use]
+pub fn together(answers: Vec<(String, bool, Value)>) -> (bool, Value) {
+    let healthy = answers.iter().all(|(_, healthy, _)| *healthy);
+    let clusters: Vec<Value> = answers
+        .into_iter()
+        .map(|(cluster, _, mut value)| {
+            value["cluster"] = json!(cluster);
+            value
+        })
+        .collect();
+    (healthy, json!({"healthy": healthy, "clusters": clusters}))
 }
 
 /// The status of a catalog and the journal beside it.
@@ -123,10 +124,10 @@ fn attempt(line: &Line) -> Option<Attempt> {
     })
 }
 
-/// Whether all is well, and the fields of `status --json` and `/healthz`. The second store may be
+/// Whether all is well, and the fields of `status --json` and `/healthz`. Another store may be
 /// behind for as long as a run may be under way.
 #[must_use]
-pub fn to_json(status: &Status, second: Option<&Behind>) -> (bool, Value) {
+pub fn to_json(status: &Status, others: &[Behind]) -> (bool, Value) {
     let now = clock::now();
     let databases: Vec<Value> = status
         .databases
@@ -144,7 +145,8 @@ pub fn to_json(status: &Status, second: Option<&Behind>) -> (bool, Value) {
             })
         })
         .collect();
-    let late = second.is_some_and(|one| one.since.is_some_and(|since| since < status.promised));
+    let late = |one: &Behind| one.since.is_some_and(|since| since < status.promised);
+    let late = others.iter().any(late);
     let healthy = status.is_healthy() && !late;
     let mut value = json!({
         "healthy": healthy,
@@ -152,14 +154,21 @@ pub fn to_json(status: &Status, second: Option<&Behind>) -> (bool, Value) {
         "promised_since": status.promised,
         "next_run": status.next_run,
     });
-    if let Some(behind) = second {
-        value["second_store"] = json!({
-            "store": stores::SECOND,
-            "up_to_date": behind.error.is_none(),
-            "since": behind.since,
-            "at": behind.at,
-            "error": behind.error,
-        });
+    let others: Vec<Value> = others
+        .iter()
+        .map(|behind| {
+            json!({
+                "store": behind.store,
+                "up_to_date": behind.error.is_none(),
+                "since": behind.since,
+                "at": behind.at,
+                "error": behind.error,
+            })
+        })
+        .collect();
+    if let Some(first) = others.first() {
+        value["second_store"] = first.clone();
+        value["other_stores"] = json!(others);
     }
     (healthy, value)
 }
@@ -186,16 +195,20 @@ mod tests {
             next_run: at("2025-01-23T02:00:00Z"),
         };
         let behind = |since: Option<&str>| Behind {
+            store: "s3".to_owned(),
             at: at("2025-01-22T09:00:00Z"),
             since: since.map(at),
             error: since.map(|_| "down".to_owned()),
         };
-        assert!(to_json(&status, None).0);
-        assert!(to_json(&status, Some(&behind(None))).0);
-        assert!(to_json(&status, Some(&behind(Some("2025-01-22T08:00:00Z")))).0);
-        let (healthy, json) = to_json(&status, Some(&behind(Some("2025-01-21T08:00:00Z"))));
+        assert!(to_json(&status, &[]).0);
+        assert!(to_json(&status, &[behind(None)]).0);
+        assert!(to_json(&status, &[behind(Some("2025-01-22T08:00:00Z"))]).0);
+        let (healthy, json) = to_json(
+            &status,
+            &[behind(None), behind(Some("2025-01-21T08:00:00Z"))],
+        );
         assert!(
-            !healthy && json["second_store"]["error"] == "down",
+            !healthy && json["other_stores"][1]["error"] == "down",
             "{json}"
         );
     }

@@ -17,7 +17,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::{Value, json};
 
-use super::health::Health;
+use super::health::{self, Health};
 use crate::clock;
 use crate::error::{Context, Error, Result};
 
@@ -40,8 +40,8 @@ impl Pulse {
 
 #[derive(Clone)]
 struct Shared {
-    health: Arc<Health>,
-    pulse: Arc<Pulse>,
+    health: Arc<Vec<Health>>,
+    pulses: Arc<Vec<Arc<Pulse>>>,
 }
 
 /// Binds `address` and serves on a thread of its own until the process ends. Gives the address
@@ -49,7 +49,11 @@ struct Shared {
 ///
 /// # Errors
 /// `Usage` for an address that cannot be had.
-pub fn serve(address: &str, health: Arc<Health>, pulse: Arc<Pulse>) -> Result<SocketAddr> {
+pub fn serve(
+    address: &str,
+    health: Arc<Vec<Health>>,
+    pulses: Arc<Vec<Arc<Pulse>>>,
+) -> Result<SocketAddr> {
     let refused = |why: String| {
         Error::usage(format!("cannot listen on {address}: {why}"))
             .hint("HTTP_ADDR names the address and port, as 127.0.0.1:8080")
@@ -77,7 +81,7 @@ pub fn serve(address: &str, health: Arc<Health>, pulse: Arc<Pulse>) -> Result<So
     let routes = Router::new()
         .route("/livez", get(livez))
         .route("/healthz", get(healthz))
-        .with_state(Shared { health, pulse });
+        .with_state(Shared { health, pulses });
     std::thread::Builder::new()
         .name("http".to_owned())
         .spawn(move || {
@@ -92,17 +96,37 @@ pub fn serve(address: &str, health: Arc<Health>, pulse: Arc<Pulse>) -> Result<So
 }
 
 async fn livez(State(shared): State<Shared>) -> (StatusCode, Json<Value>) {
-    let alive = shared.pulse.is_alive();
+    let alive = shared.pulses.iter().all(|pulse| pulse.is_alive());
     (code(alive), Json(json!({"alive": alive})))
 }
 
 async fn healthz(State(shared): State<Shared>) -> (StatusCode, Json<Value>) {
     let health = Arc::clone(&shared.health);
     // It reads the store.
-    let (healthy, answer) = tokio::task::spawn_blocking(move || health.answer())
+    let (healthy, answer) = tokio::task::spawn_blocking(move || answer(&health))
         .await
         .unwrap_or_else(|_| (false, json!({"healthy": false})));
     (code(healthy), Json(answer))
+}
+
+/// One cluster's answer as it is; several, one beside the other.
+fn answer(health: &[Health]) -> (bool, Value) {
+    if let [only] = health {
+        return only.answer();
+    }
+    let answers = std::thread::scope(|scope| {
+        let asked: Vec<_> = health
+            .iter()
+            .map(|one| (one, scope.spawn(|| one.answer())))
+            .collect();
+        let answers = asked.into_iter().map(|(one, asked)| {
+            let silent = |_| (false, json!({"healthy": false}));
+            let (healthy, value) = asked.join().unwrap_or_else(silent);
+            (one.cluster.clone(), healthy, value)
+        });
+        answers.collect()
+    });
+    health::together(answers)
 }
 
 /// Asks the service at this machine's `address` whether all is well; its answer.

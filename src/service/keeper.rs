@@ -63,15 +63,19 @@ pub fn enter(flags: &Flags, environment: &Environment, work: Work) -> Result<Opt
         return Ok(None);
     }
     let owner = if rustix::process::geteuid().is_root() && config::runs_as_owner(environment)? {
-        owner(&config::backup_dir(flags, environment)?, work)?
+        owner(&config::root_dir(flags, environment)?, work)?
     } else {
         None
     };
     match owner {
         _ if work == Work::Serve && (owner.is_some() || rustix::process::getpid().is_init()) => {
-            keep(environment, owner).map(Some)
+            let config = config::config_path(flags, environment)?;
+            keep(environment, config, owner).map(Some)
         }
-        Some(owner) => Err(hand_over(environment, owner)?),
+        Some(owner) => {
+            let config = config::config_path(flags, environment)?;
+            Err(hand_over(environment, config.as_deref(), owner)?)
+        }
         None => Ok(None),
     }
 }
@@ -125,8 +129,8 @@ fn again(environment: &Environment, owner: Option<Owner>) -> Command {
     command
 }
 
-fn secrets(environment: &Environment) -> BTreeMap<String, String> {
-    environment.clone().with_files().split().1
+fn secrets(environment: &Environment, config: Option<&str>) -> BTreeMap<String, String> {
+    environment.clone().with_files(config).split().1
 }
 
 fn refused(error: &std::io::Error) -> Error {
@@ -136,11 +140,11 @@ fn refused(error: &std::io::Error) -> Error {
 }
 
 /// Becomes the owner and goes on; the error is what kept it from that.
-fn hand_over(environment: &Environment, owner: Owner) -> Result<Error> {
+fn hand_over(environment: &Environment, config: Option<&str>, owner: Owner) -> Result<Error> {
     let memory =
         rustix::fs::memfd_create("secrets", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
     let mut memory = std::fs::File::from(memory);
-    memory.write_all(to_json(&secrets(environment))?.as_bytes())?;
+    memory.write_all(to_json(&secrets(environment, config))?.as_bytes())?;
     memory.rewind()?;
     let error = again(environment, Some(owner))
         .env(SECRETS_ON_STDIN, "1")
@@ -150,7 +154,7 @@ fn hand_over(environment: &Environment, owner: Owner) -> Result<Error> {
 }
 
 /// Runs the service as a child until it ends.
-fn keep(environment: &Environment, owner: Option<Owner>) -> Result<u8> {
+fn keep(environment: &Environment, config: Option<String>, owner: Option<Owner>) -> Result<u8> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
     // Before the child is there: a signal that comes early waits.
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
@@ -165,7 +169,7 @@ fn keep(environment: &Environment, owner: Option<Owner>) -> Result<u8> {
     let child = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let child = child.ok_or_else(|| Error::failed("the service has no process".to_owned()))?;
     let environment = environment.clone();
-    std::thread::spawn(move || answer(ours, &environment));
+    std::thread::spawn(move || answer(ours, &environment, config.as_deref()));
     std::thread::spawn(move || {
         for number in &mut signals {
             if let Some(signal) = Signal::from_named_raw(number) {
@@ -187,7 +191,7 @@ fn keep(environment: &Environment, owner: Option<Owner>) -> Result<u8> {
 }
 
 /// Each line is a question; the answer begins with it.
-fn answer(socket: UnixStream, environment: &Environment) {
+fn answer(socket: UnixStream, environment: &Environment, config: Option<&str>) {
     let Ok(mut to) = socket.try_clone() else {
         return;
     };
@@ -195,7 +199,7 @@ fn answer(socket: UnixStream, environment: &Environment) {
         .lines()
         .map_while(std::result::Result::ok)
     {
-        let Ok(json) = to_json(&secrets(environment)) else {
+        let Ok(json) = to_json(&secrets(environment, config)) else {
             return;
         };
         if to
@@ -297,7 +301,7 @@ mod tests {
         let name = path.display().to_string();
         let environment = Environment::from_pairs([("DB_PASSWORD_FILE", name.as_str())]);
         let (ours, theirs) = UnixStream::pair().unwrap();
-        std::thread::spawn(move || answer(ours, &environment));
+        std::thread::spawn(move || answer(ours, &environment, None));
         let mut lines = BufReader::new(theirs);
         for password in ["first", "second"] {
             std::fs::write(&path, password).unwrap();

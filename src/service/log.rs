@@ -46,6 +46,8 @@ pub enum Format {
 pub struct Log {
     format: Format,
     file: Option<&'static Path>,
+    /// Before each message: whose it is, where there are several clusters.
+    cluster: Option<&'static str>,
 }
 
 impl Log {
@@ -57,7 +59,20 @@ impl Log {
             "logfmt" => Format::Logfmt,
             _ => Format::Text,
         };
-        Log { format, file: None }
+        Log {
+            format,
+            file: None,
+            cluster: None,
+        }
+    }
+
+    /// The same for one of several clusters. It lives as long as the service.
+    #[must_use]
+    pub fn of_cluster(self, name: &str) -> Log {
+        Log {
+            cluster: Some(Box::leak(name.to_owned().into_boxed_str())),
+            ..self
+        }
     }
 
     /// The same, that also writes to a file. A service has one log as long as it lives, so the
@@ -84,6 +99,8 @@ impl Log {
     }
 
     fn write(self, level: Level, message: &str) {
+        let named = self.cluster.map(|name| format!("{name}: {message}"));
+        let message = named.as_deref().unwrap_or(message);
         let line = line(self.format, level, message, crate::clock::now());
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = std::io::stderr().write_all(line.as_bytes());

@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::heartbeat::Heartbeat;
 use super::journal::{self, Failure, Line, Taken, Trigger};
 use super::report::{self, Report};
-use super::stores;
-use crate::app::{App, LOCAL};
+use super::stores::{self, Replicated};
+use crate::app::App;
 use crate::backup::run::{self as dumps, Outcome};
 use crate::catalog::list::{self, Catalog, Entry, State};
 use crate::catalog::manifest::Manifest;
@@ -44,8 +45,8 @@ pub struct Done {
     /// Said once, no failure.
     pub notices: Vec<String>,
     pub pruned: Pruned,
-    /// Ids that the second store has now.
-    pub copied: Vec<String>,
+    /// Store and id that it has now.
+    pub copied: Vec<(String, String)>,
 }
 
 /// Takes the backups, expires what is old, writes journal and report.
@@ -55,6 +56,7 @@ pub struct Done {
 /// [`Outcome::verdict`] says, beside what was done.
 pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<()>) {
     let started_at = clock::now();
+    let heartbeat = Heartbeat::begin(app.config.service.heartbeat.as_ref());
     let before = list::load(store).unwrap_or_default();
     let mut done = Done::default();
     let verdict = take(app, store, wanted, started_at, &mut done);
@@ -62,23 +64,28 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<(
         matches!(&verdict, Err(error) if matches!(error.kind, Kind::Signal(_) | Kind::Busy));
     let mut notes = Vec::new();
     let mut verdict = verdict;
-    let mut reachable = true;
+    let mut stores = Replicated::default();
     if !broken_off && !done.taken.is_empty() {
         match stores::replicate(app, wanted.say) {
-            Ok(copied) => done.copied = copied,
+            Ok(replicated) => stores = replicated,
+            // Another process is at it: none of them is known to be up to date.
             Err(error) => {
-                reachable = false;
-                notes.push(report::failed("second store", &error));
-                if verdict.is_ok() {
-                    verdict = Err(stores::behind(error));
-                }
+                let others = app.others().into_iter();
+                stores.failed = others
+                    .map(|name| (name.to_owned(), error.clone()))
+                    .collect();
             }
         }
+        for (name, error) in &stores.failed {
+            notes.push(report::failed(&format!("store {name}"), error));
+        }
+        verdict = verdict.and_then(|()| stores.verdict());
+        done.copied = std::mem::take(&mut stores.copied);
     }
     if !wanted.no_prune && !broken_off && !done.taken.is_empty() {
         verify_for_legacy(app, store, wanted, &done.taken, &mut notes);
         let names = app.store_names().into_iter();
-        for name in names.filter(|name| reachable || *name == LOCAL) {
+        for name in names.filter(|name| stores.reached(name)) {
             if let Err(error) = stores::expire(app, name, &mut done.pruned, &mut notes) {
                 notes.push(report::failed(&format!("prune of {name}"), &error));
             }
@@ -91,6 +98,13 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<(
         wanted,
     };
     records.write(&before, &done, &notes, verdict.as_ref().err());
+    let unheard = match heartbeat {
+        Ok(heartbeat) => heartbeat.and_then(|heartbeat| heartbeat.end(&verdict, &app.cancel)),
+        Err(error) => Some(error.fact),
+    };
+    if let Some(unheard) = unheard {
+        (wanted.say)(&format!("warning: {unheard}"));
+    }
     done.notices.extend(notes);
     (done, verdict)
 }
@@ -104,11 +118,7 @@ fn take(
     done: &mut Done,
 ) -> Result<()> {
     let databases = app.databases()?;
-    let names: &[String] = match &databases {
-        Databases::Named(names) => names,
-        Databases::All => &[],
-    };
-    let target = app.pin(names)?;
+    let target = app.pin_when_ready(databases.names(), wanted.say)?;
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
     let tools = app.tools();
@@ -131,12 +141,13 @@ fn take(
         (wanted.say)("the store is full: expiring what is old, to try once more");
         let mut notes = Vec::new();
         // What the first attempt committed stands, whatever befalls the second.
-        let second = stores::expire(app, LOCAL, &mut done.pruned, &mut notes).and_then(|()| {
-            if done.pruned.removed.is_empty() {
-                return Ok(None);
-            }
-            attempt(&Databases::Named(again.clone()), clock::now()).map(Some)
-        });
+        let second =
+            stores::expire(app, app.first(), &mut done.pruned, &mut notes).and_then(|()| {
+                if done.pruned.removed.is_empty() {
+                    return Ok(None);
+                }
+                attempt(&Databases::Named(again.clone()), clock::now()).map(Some)
+            });
         match second {
             Ok(Some(second)) => {
                 outcome.failed.retain(|(name, _)| !again.contains(name));
@@ -176,7 +187,10 @@ fn verify_for_legacy(
     let Ok(catalog) = list::load(store) else {
         return;
     };
-    let plan = prune::plan(&catalog, &app.policy(LOCAL), clock::now());
+    let Ok(policy) = app.policy(app.first()) else {
+        return;
+    };
+    let plan = prune::plan(&catalog, &policy, clock::now());
     for manifest in taken {
         let mut waiting = plan.verdicts.iter().filter(|verdict| verdict.waits);
         let waited_for = waiting.any(|verdict| verdict.entry.database == manifest.database);
@@ -260,8 +274,8 @@ impl Records<'_> {
         for (name, error) in &done.failed {
             report.line(now, &report::failed(name, error));
         }
-        for id in &done.copied {
-            report.line(now, &format!("{id} is in {} now", stores::SECOND));
+        for (store, id) in &done.copied {
+            report.line(now, &format!("{id} is in {store} now"));
         }
         for entry in &done.pruned.removed {
             report.line(

@@ -1,29 +1,33 @@
-//! What a run does to each store beside the dumps: copies to the second one, and retention.
+//! What a run does to each store beside the dumps: copies to the others, and retention.
 //!
 //! Invariants: the work on a store is done under that store's lock, so that two processes never
-//! meet there; whether the second store is up to date lies in a small file, which the service asks
-//! in order to try again. A crash leaves that file saying "not up to date", which it then is.
+//! meet there; whether another store is up to date lies in a small file of its own, which the
+//! service asks in order to try again. One store that fails stops no other. A crash leaves that
+//! file saying "not up to date", which it then is.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::app::{App, LOCAL, S3};
+use super::report;
+use crate::app::App;
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::catalog::{base, remains};
+use crate::catalog::{base, known, remains};
 use crate::clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::prune::{self, Pruned};
 use crate::replicate;
+use crate::store::Store;
 use crate::store::lock::{DirLock, Reading};
+use crate::units::BackupId;
 
-/// The second store's name, for people.
-pub const SECOND: &str = S3;
-
-/// Whether the second store is up to date.
+/// Whether another store is up to date with the first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Behind {
+    #[serde(skip)]
+    pub store: String,
     /// Of the last attempt.
     pub at: Timestamp,
     /// Of the first attempt that did not bring it up to date, and every one since neither.
@@ -32,27 +36,40 @@ pub struct Behind {
     pub error: Option<String>,
 }
 
-fn path(dir: &Path) -> PathBuf {
-    dir.join(".pgark/replicate.json")
+fn path(dir: &Path, store: &str) -> PathBuf {
+    dir.join(format!(".pgark/replicate-{store}.json"))
 }
 
 impl Behind {
     /// What the last attempt left; none before the first.
     #[must_use]
-    pub fn read(dir: &Path) -> Option<Behind> {
-        serde_json::from_slice(&std::fs::read(path(dir)).ok()?).ok()
+    pub fn read(dir: &Path, store: &str) -> Option<Behind> {
+        let text = std::fs::read(path(dir, store)).ok()?;
+        let mut behind: Behind = serde_json::from_slice(&text).ok()?;
+        store.clone_into(&mut behind.store);
+        Some(behind)
     }
 
-    fn write(dir: &Path, error: Option<&Error>) -> Result<()> {
+    /// That of every store which has been tried.
+    #[must_use]
+    pub fn all<S: AsRef<str>>(dir: &Path, stores: &[S]) -> Vec<Behind> {
+        let stores = stores.iter();
+        stores
+            .filter_map(|store| Behind::read(dir, store.as_ref()))
+            .collect()
+    }
+
+    fn write(dir: &Path, store: &str, error: Option<&Error>) -> Result<()> {
         let now = clock::now();
-        let before = Behind::read(dir).and_then(|behind| behind.since);
+        let before = Behind::read(dir, store).and_then(|behind| behind.since);
         let behind = Behind {
+            store: store.to_owned(),
             at: now,
             since: error.map(|_| before.unwrap_or(now)),
             error: error.map(|error| error.fact.clone()),
         };
         let text = serde_json::to_vec(&behind).map_err(|error| Error::failed(error.to_string()))?;
-        let path = path(dir);
+        let path = path(dir, store);
         let temporary = path.with_extension("json.new");
         let write = || -> std::io::Result<()> {
             use std::io::Write as _;
@@ -68,68 +85,119 @@ impl Behind {
 
 /// The lock of the work on a store.
 fn lock(app: &App, store: &str) -> Result<DirLock> {
-    let kind = if store == LOCAL { "dump" } else { "replicate" };
+    let kind = if store == app.first() {
+        "dump"
+    } else {
+        "replicate"
+    };
     DirLock::acquire(&app.config.dir, kind)
 }
 
-/// Copies what the second store lacks; gives the ids. Nothing to do without a second store.
-///
-/// # Errors
-/// `Busy` when another process does it; what keeps the store from being up to date.
-pub fn replicate(app: &App, say: &dyn Fn(&str)) -> Result<Vec<String>> {
-    let Some(second) = app.second()? else {
-        return Ok(Vec::new());
-    };
-    let _lock = lock(app, S3)?;
-    // Until it is known to be otherwise.
-    let unfinished = Error::failed("not finished");
-    Behind::write(&app.config.dir, Some(&unfinished))?;
-    let work = || -> Result<Vec<String>> {
-        let first = app.store(Some(LOCAL))?;
-        remains::clear_remains(second.as_ref(), clock::now(), &[])?;
-        base::clear_remains(second.as_ref(), clock::now(), &[])?;
-        let there = list::load(second.as_ref())?;
-        let here = list::load(first.as_ref())?;
-        let keeps = |catalog: &Catalog| {
-            let plan = prune::plan(catalog, &app.policy(S3), clock::now());
-            let kept = plan.verdicts.into_iter().filter(|verdict| verdict.keep);
-            kept.map(|verdict| verdict.entry.id).collect()
-        };
-        let pending = replicate::pending(&here, &there, &keeps);
-        let hold = |entry: &Entry| app.reading(entry);
-        let copied = replicate::copy(
-            first.as_ref(),
-            second.as_ref(),
-            &pending,
-            &hold,
-            &app.cancel,
-            say,
-        )?;
-        copied.verdict(&second.describe())?;
-        Ok(copied.done)
-    };
-    let result = work();
-    Behind::write(&app.config.dir, result.as_ref().err())?;
-    result
+/// What was copied, and which stores are not up to date.
+#[derive(Debug, Default)]
+pub struct Replicated {
+    /// Store and id.
+    pub copied: Vec<(String, String)>,
+    /// Store and why.
+    pub failed: Vec<(String, Error)>,
 }
 
-/// What a run says when the local copy is good and the second store lacks it.
-#[must_use]
-pub fn behind(error: Error) -> Error {
-    if matches!(error.kind, Kind::Signal(_)) {
-        return error;
+impl Replicated {
+    /// Whether this store can be worked on.
+    #[must_use]
+    pub fn reached(&self, store: &str) -> bool {
+        !self.failed.iter().any(|(failed, _)| failed == store)
     }
-    let mut partial = Error::new(
-        Kind::Partial,
-        format!(
-            "the backup is kept, but {SECOND} is not up to date: {}",
-            error.fact
-        ),
-    );
-    partial.hint = error
-        .hint
-        .or_else(|| Some("the service tries again by itself; by hand: pgark replicate".to_owned()));
-    partial
+
+    /// Nothing, or that the first store's copy is good and another lacks it.
+    ///
+    /// # Errors
+    /// `Partial`, or the signal's own.
+    pub fn verdict(&self) -> Result<()> {
+        let Some((_, first)) = self.failed.first() else {
+            return Ok(());
+        };
+        if matches!(first.kind, Kind::Signal(_)) {
+            return Err(first.clone());
+        }
+        let facts: Vec<String> = self
+            .failed
+            .iter()
+            .map(|(store, error)| format!("{store} is not up to date: {}", error.fact))
+            .collect();
+        let fact = format!("the backup is kept, but {}", facts.join("; "));
+        let hint = first.hint.clone().unwrap_or_else(|| {
+            "the service tries again by itself; by hand: pgark replicate".to_owned()
+        });
+        Err(Error::new(Kind::Partial, fact).hint(hint))
+    }
+}
+
+/// Copies to each other store what it lacks. Nothing to do with one store.
+///
+/// # Errors
+/// `Busy` when another process does it. What befell single stores is in the result.
+pub fn replicate(app: &App, say: &dyn Fn(&str)) -> Result<Replicated> {
+    let mut done = Replicated::default();
+    let others = app.others();
+    let Some(any) = others.first() else {
+        return Ok(done);
+    };
+    let _lock = lock(app, any)?;
+    for name in others {
+        let result = fill(app, name, say);
+        let written = Behind::write(&app.config.dir, name, result.as_ref().err());
+        match result.and_then(|ids| written.map(|()| ids)) {
+            Ok(ids) => {
+                let ids = ids.into_iter().map(|id| (name.to_owned(), id));
+                done.copied.extend(ids);
+            }
+            Err(error) => done.failed.push((name.to_owned(), error)),
+        }
+    }
+    Ok(done)
+}
+
+/// Brings one store up to date; gives the ids.
+fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
+    // Until it is known to be otherwise.
+    let unfinished = Error::failed("not finished");
+    Behind::write(&app.config.dir, name, Some(&unfinished))?;
+    let first = app.store(None)?;
+    let second = app.store(Some(name))?;
+    remains::clear_remains(second.as_ref(), clock::now(), &[])?;
+    base::clear_remains(second.as_ref(), clock::now(), &[])?;
+    let there = list::load(second.as_ref())?;
+    let here = list::load(first.as_ref())?;
+    let policy = app.policy(name)?;
+    let keeps = |catalog: &Catalog| {
+        let plan = prune::plan(catalog, &policy, clock::now());
+        let kept = plan.verdicts.into_iter().filter(|verdict| verdict.keep);
+        kept.map(|verdict| verdict.entry.id).collect()
+    };
+    let pending = replicate::pending(&here, &there, &keeps);
+    let hold = |entry: &Entry| app.reading(entry);
+    let copied = replicate::copy(
+        first.as_ref(),
+        second.as_ref(),
+        &pending,
+        &hold,
+        &app.cancel,
+        say,
+    )?;
+    if !copied.done.is_empty()
+        && let Some(note) = save(second.as_ref(), &list::load(second.as_ref())?)
+    {
+        say(&note);
+    }
+    copied.verdict(&second.describe())?;
+    Ok(copied.done)
+}
+
+/// Leaves what was read of the manifests to those who read next; a note when that fails.
+fn save(store: &dyn Store, catalog: &Catalog) -> Option<String> {
+    let error = known::save(store, catalog).err()?;
+    Some(report::failed("copy of the catalog", &error))
 }
 
 /// Plans and applies a store's retention under its lock.
@@ -139,11 +207,14 @@ pub fn behind(error: Error) -> Error {
 pub fn expire(app: &App, name: &str, pruned: &mut Pruned, notes: &mut Vec<String>) -> Result<()> {
     let store = app.store(Some(name))?;
     let _lock = lock(app, name)?;
-    let catalog = list::load(store.as_ref())?;
-    let plan = prune::plan(&catalog, &app.policy(name), clock::now());
+    let mut catalog = list::load(store.as_ref())?;
+    let plan = prune::plan(&catalog, &app.policy(name)?, clock::now());
     let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());
     let applied = prune::apply(store.as_ref(), &plan, &in_use, &app.cancel)?;
     notes.extend(plan.warnings);
+    let gone: BTreeSet<&BackupId> = applied.removed.iter().map(|entry| &entry.id).collect();
+    catalog.entries.retain(|entry| !gone.contains(&entry.id));
+    notes.extend(save(store.as_ref(), &catalog));
     notes.extend(applied.stayed.iter().map(|(_, error)| error.to_string()));
     pruned.removed.extend(applied.removed);
     pruned.stayed.extend(applied.stayed);

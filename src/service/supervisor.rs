@@ -1,28 +1,32 @@
-//! The supervisor: starts runs when their moment comes, and ends those that take too long.
+//! The supervisor of one cluster: starts runs when their moment comes, and ends those that take
+//! too long.
 //!
-//! Invariants: runs do not overlap; a moment that comes during a run is skipped, and the journal
-//! says so. A run that does not end in its time is asked to, then killed, and its place is free.
+//! Invariants: runs do not overlap; a moment that comes during a run, or while one waits for its
+//! turn among the clusters, is skipped, and the journal says so. A run that does not end in its time is asked to, then killed, and its place is free.
 //! A signal ends the run under way and then the service, within [`END_LIMIT`]. A clock that jumps
 //! delays no run by more than [`TICK`]. A crash leaves the run under way to itself (it holds its
 //! own lock) and nothing else.
 
+mod question;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
+use self::question::Question;
 use super::child::Run;
 use super::http::Pulse;
 use super::journal::{self, Line, Outcome, Trigger};
 use super::log::Log;
-use super::notify::notify;
+use super::slots::{Slot, Slots};
 use super::stores::Behind;
 use crate::cancel::Token;
 use crate::clock;
 use crate::config::Environment;
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::schedule::Schedule;
 
 /// The loop turns at least so often.
@@ -49,8 +53,13 @@ pub struct Supervisor {
     /// Where the journal lies.
     pub dir: PathBuf,
     pub environment: Environment,
-    /// Whether there is a second store to bring up to date.
-    pub has_second: bool,
+    /// What its runs get beside their verb: which cluster, which file.
+    pub arguments: Vec<String>,
+    /// The stores to bring up to date with the first.
+    pub others: Vec<String>,
+    /// Its number among the clusters, and their turns.
+    pub number: usize,
+    pub slots: Arc<Slots>,
     pub log: Log,
     pub cancel: Token,
     pub pulse: Arc<Pulse>,
@@ -88,17 +97,30 @@ impl Copying {
     }
 }
 
-/// Does the server answer?
-#[derive(Default)]
-struct Question {
-    answer: Option<Receiver<Result<()>>>,
-    complained: Option<Instant>,
-    not_before: Option<Instant>,
+/// A run whose moment has come.
+#[derive(Clone, Copy)]
+struct Due {
+    trigger: Trigger,
+    moment: Timestamp,
+    /// Whether it was said that others go first.
+    told: bool,
+}
+
+impl Due {
+    fn new(trigger: Trigger, moment: Timestamp) -> Due {
+        Due {
+            trigger,
+            moment,
+            told: false,
+        }
+    }
 }
 
 /// A run and its limits.
 struct Active {
     run: Run,
+    /// Held for as long as the run goes on.
+    _slot: Slot,
     trigger: Trigger,
     started_at: Timestamp,
     began: Instant,
@@ -119,11 +141,11 @@ impl Supervisor {
             })
         };
         let mut active: Option<Active> = None;
-        let mut copying = Copying::new(self.has_second);
+        let mut due: Option<Due> = None;
+        let mut copying = Copying::new(!self.others.is_empty());
         let mut initial = self.wants_initial();
         let mut next = self.schedule.next_after(clock::now());
         self.say_next();
-        notify("READY=1");
         let mut question = Question::default();
         loop {
             self.pulse.beat();
@@ -137,16 +159,18 @@ impl Supervisor {
             // A clock that went back must not put the next run off by as much.
             next = next.min(self.schedule.next_after(now));
             if now >= next {
-                match &active {
-                    None => active = self.start(Trigger::Schedule, &wake),
-                    Some(one) => self.skip(one, next),
+                match (&active, &due) {
+                    (Some(one), _) => self.skip(next, &under_way(one)),
+                    (None, Some(one)) => self.skip(next, &waits(one)),
+                    (None, None) => due = Some(Due::new(Trigger::Schedule, next)),
                 }
                 initial = false;
                 next = self.schedule.next_after(now);
-            } else if initial && active.is_none() && self.is_ready(&mut question, &wake) {
-                active = self.start(Trigger::Start, &wake);
+            } else if initial && active.is_none() && question.is_answered(self, &wake) {
+                due = Some(Due::new(Trigger::Start, now));
                 initial = false;
             }
+            self.start_in_turn(&mut due, &mut active, &wake);
             let until_next = next.duration_since(clock::now());
             let pause = until_next.try_into().unwrap_or(Duration::ZERO).min(TICK);
             // Its pipe closes a moment before the process is gone.
@@ -164,7 +188,7 @@ impl Supervisor {
             wait(&woken, pause.max(Duration::from_millis(50)));
         }
         drop(hook);
-        notify("STOPPING=1");
+        self.slots.leave(self.number);
         self.end(active, copying.run, &woken);
         self.cancel.check()
     }
@@ -202,62 +226,28 @@ impl Supervisor {
         true
     }
 
-    /// Whether the server answers, asked on a thread of its own: a host that swallows packets must
-    /// not hold up a signal. What no waiting mends (a wrong password) counts as an answer: the run
-    /// will say it.
-    fn is_ready(&self, question: &mut Question, wake: &Sender<()>) -> bool {
-        let Some(answer) = &question.answer else {
-            if question.not_before.is_some_and(|at| Instant::now() < at) {
-                return false;
-            }
-            let (tell, answer) = channel();
-            let (ask, wake) = (Arc::clone(&self.server_answers), wake.clone());
-            std::thread::spawn(move || {
-                let _ = tell.send(ask());
-                let _ = wake.send(());
-            });
-            question.answer = Some(answer);
-            return false;
+    /// Starts what is due when its turn has come.
+    fn start_in_turn(&self, due: &mut Option<Due>, active: &mut Option<Active>, wake: &Sender<()>) {
+        let Some(one) = due.as_mut().filter(|_| active.is_none()) else {
+            return;
         };
-        let result = match answer.try_recv() {
-            Ok(result) => result,
-            Err(TryRecvError::Empty) => return false,
-            Err(TryRecvError::Disconnected) => return true,
-        };
-        question.answer = None;
-        match result {
-            Ok(()) => true,
-            Err(error) if error.kind == Kind::Usage => true,
-            // 57P03: the server is starting up, shutting down or in recovery.
-            Err(error)
-                if error
-                    .sqlstate
-                    .as_deref()
-                    .is_some_and(|state| state != "57P03") =>
-            {
-                true
-            }
-            Err(error) => {
-                let pause = Duration::from_secs(60);
-                if question.complained.is_none_or(|at| at.elapsed() > pause) {
-                    question.complained = Some(Instant::now());
-                    self.log.warn(&format!(
-                        "the initial backup waits for the server: {}",
-                        error.fact
-                    ));
-                }
-                question.not_before = Some(Instant::now() + Duration::from_secs(2));
-                false
-            }
+        if let Some(slot) = self.slots.take(self.number, wake) {
+            *active = self.start(one.trigger, slot, wake);
+            *due = None;
+        } else if !one.told {
+            one.told = true;
+            self.log
+                .info("waits for its turn: as many runs as max_runs allows are under way");
         }
     }
 
-    fn start(&self, trigger: Trigger, wake: &Sender<()>) -> Option<Active> {
+    fn start(&self, trigger: Trigger, slot: Slot, wake: &Sender<()>) -> Option<Active> {
         let run = self.spawn(&["backup", "--trigger", &trigger.to_string()], wake);
         let started_at = clock::now();
         match run {
             Ok(run) => Some(Active {
                 run,
+                _slot: slot,
                 trigger,
                 started_at,
                 began: Instant::now(),
@@ -272,13 +262,8 @@ impl Supervisor {
     }
 
     fn spawn(&self, verb: &[&str], wake: &Sender<()>) -> Result<Run> {
-        let dir = self.dir.display().to_string();
-        let arguments: Vec<String> = verb
-            .iter()
-            .copied()
-            .chain(["--dir", &dir])
-            .map(str::to_owned)
-            .collect();
+        let verb = verb.iter().map(|&word| word.to_owned());
+        let arguments: Vec<String> = verb.chain(self.arguments.iter().cloned()).collect();
         Run::start(&self.environment, &arguments, self.log, wake.clone())
     }
 
@@ -295,7 +280,8 @@ impl Supervisor {
             return;
         }
         // After a run that brought it up to date there is nothing to do.
-        let behind = Behind::read(&self.dir).is_some_and(|behind| behind.error.is_some());
+        let behind = Behind::all(&self.dir, &self.others);
+        let behind = behind.iter().any(|behind| behind.error.is_some());
         if !(copying.first || behind) || !copying.wanted {
             return;
         }
@@ -359,12 +345,8 @@ impl Supervisor {
         self.log.info(&format!("next run: {next}"));
     }
 
-    fn skip(&self, one: &Active, moment: Timestamp) {
-        let text = format!(
-            "the run of {moment} is skipped: the one of {} is still under way (process {})",
-            one.started_at,
-            one.run.id()
-        );
+    fn skip(&self, moment: Timestamp, why: &str) {
+        let text = format!("the run of {moment} is skipped: {why}");
         self.log.warn(&text);
         self.record(Trigger::Schedule, moment, Outcome::Skipped, &text);
     }
@@ -416,6 +398,18 @@ impl Supervisor {
         self.log
             .error("the run did not end in time and was killed; its remains go with the next run");
     }
+}
+
+fn under_way(one: &Active) -> String {
+    format!(
+        "the one of {} is still under way (process {})",
+        one.started_at,
+        one.run.id()
+    )
+}
+
+fn waits(one: &Due) -> String {
+    format!("the one of {} still waits for its turn", one.moment)
 }
 
 fn wait(woken: &Receiver<()>, pause: Duration) {

@@ -28,6 +28,7 @@ const TEMPORARY: &str = ".pgark-tmp";
 /// A directory that holds backups.
 #[derive(Debug, Clone)]
 pub struct LocalStore {
+    name: String,
     dir: PathBuf,
 }
 
@@ -45,8 +46,16 @@ impl LocalStore {
         }
         create_dir(dir).map_err(|error| explain(error, dir, "create the directory"))?;
         Ok(LocalStore {
+            name: "local".to_owned(),
             dir: dir.to_owned(),
         })
+    }
+
+    /// The same under the name that the configuration gives it.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> LocalStore {
+        name.clone_into(&mut self.name);
+        self
     }
 
     /// The directory.
@@ -80,11 +89,9 @@ impl LocalStore {
                 continue;
             }
             match fs::metadata(entry.path()) {
-                Ok(about) if about.is_file() => objects.push(Object {
-                    key: Key::new(&format!("{prefix}{name}"))?,
-                    bytes: about.len(),
-                    modified: modified(&about),
-                }),
+                Ok(about) if about.is_file() => {
+                    objects.push(object(Key::new(&format!("{prefix}{name}"))?, &about));
+                }
                 Ok(_) => {}
                 // Deleted since the listing began, or a dangling link.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -97,8 +104,8 @@ impl LocalStore {
 }
 
 impl Store for LocalStore {
-    fn name(&self) -> &'static str {
-        "local"
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn describe(&self) -> String {
@@ -155,11 +162,7 @@ impl Store for LocalStore {
     fn stat(&self, key: &Key) -> Result<Option<Object>> {
         let path = self.path(key);
         match fs::metadata(&path) {
-            Ok(about) if about.is_file() => Ok(Some(Object {
-                key: key.clone(),
-                bytes: about.len(),
-                modified: modified(&about),
-            })),
+            Ok(about) if about.is_file() => Ok(Some(object(key.clone(), &about))),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(explain(error, &path, "look at it")),
@@ -267,11 +270,7 @@ impl Upload for LocalUpload {
             ))
             .hint("the file system lost data; check it before the next backup"));
         }
-        Ok(Object {
-            key: self.key.clone(),
-            bytes: self.bytes,
-            modified: modified(&about),
-        })
+        Ok(object(self.key.clone(), &about))
     }
 }
 
@@ -360,12 +359,16 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn modified(about: &fs::Metadata) -> Timestamp {
-    about
-        .modified()
-        .ok()
-        .and_then(|time| Timestamp::try_from(time).ok())
-        .unwrap_or(Timestamp::MAX) // Too young to be cleared: the careful side.
+fn object(key: Key, about: &fs::Metadata) -> Object {
+    let modified = about.modified().ok();
+    let modified = modified.and_then(|time| Timestamp::try_from(time).ok());
+    Object {
+        key,
+        bytes: about.len(),
+        // Unknown is too young to be cleared: the careful side.
+        modified: modified.unwrap_or(Timestamp::MAX),
+        etag: None,
+    }
 }
 
 fn exists(path: &Path) -> Error {
@@ -402,5 +405,4 @@ pub(crate) fn explain(error: io::Error, path: &Path, doing: &str) -> Error {
 }
 
 #[cfg(test)]
-#[path = "local_tests.rs"]
 mod tests;

@@ -79,11 +79,14 @@ impl From<Key> for String {
 }
 
 /// What a store tells of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
     pub key: Key,
     pub bytes: u64,
     pub modified: Timestamp,
+    /// What an object store shows of the contents: another one, other contents. None where there is
+    /// no such thing (a directory).
+    pub etag: Option<String>,
 }
 
 /// Whether a name may be taken already.

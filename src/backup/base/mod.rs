@@ -91,7 +91,7 @@ pub fn take(run: &Run<'_>) -> Result<Manifest> {
     lock.note(&[])?;
     let catalog = list::load(run.store)?;
     stored::ensure_sums(run.store, &catalog.entries)?;
-    let holder = lock_cluster(run.target, LOCK_BASE)?;
+    let holder = lock_cluster(run.target, LOCK_BASE, run.cancel)?;
     // The server that granted the lock, whatever else stands behind its name.
     let target = holder.pinned();
     let mut link = Replication::connect(&target)?;

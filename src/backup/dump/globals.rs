@@ -7,7 +7,10 @@
 
 use std::io::Read;
 use std::process::Stdio;
+use std::time::Duration;
 
+use super::begin::FULL_HINT;
+use super::schema;
 use super::script::Envelope;
 use crate::cancel::Token;
 use crate::error::{Error, Result};
@@ -34,9 +37,48 @@ pub(super) fn read(
     envelope: &Envelope,
     cancel: &Token,
 ) -> Result<Globals> {
-    let passfile = PassFile::create(target.passfile_line())?;
+    let mut attempt = 1;
+    let sql = loop {
+        match run(program, target, with_passwords, cancel)? {
+            Ok(sql) => break sql,
+            // Sessions that were just closed may still be counted.
+            Err(said) if schema::is_full(&said) && attempt < 5 => {
+                std::thread::sleep(Duration::from_millis(300) * attempt);
+                attempt += 1;
+            }
+            Err(said) => {
+                let full = schema::is_full(&said).then_some(FULL_HINT);
+                return Err(Error::failed(format!(
+                    "pg_dumpall: {}",
+                    said.trim().replace('\n', "; ")
+                ))
+                .hint(
+                    full.unwrap_or("the roles could not be read; `pgark backup` took no globals"),
+                ));
+            }
+        }
+    };
+    let notice = (!with_passwords).then(|| {
+        format!("{} may not read role passwords: the globals come without them; set them anew after a restore", target.user())
+    });
+    Ok(Globals {
+        sql: guard_existing(&sql, envelope),
+        warnings: Vec::new(),
+        notice,
+    })
+}
+
+/// Runs pg_dumpall; its script, or what it said.
+fn run(
+    program: &Program,
+    target: &Target,
+    with_passwords: bool,
+    cancel: &Token,
+) -> Result<std::result::Result<Vec<u8>, String>> {
+    let passfile = PassFile::of(target)?;
     let mut command = program.command();
     command
+        .envs(passfile.variables())
         .args(["--globals-only", "--no-password"])
         .arg(format!("--database={}", target.database()))
         .arg(format!(
@@ -57,20 +99,8 @@ pub(super) fn read(
     let Finished { status, stderr } = child.wait()?;
     cancel.check()?;
     let whole = matches!(read, Some(Ok(_))) && status.success();
-    if !whole || !sql.windows(COMPLETE.len()).any(|window| window == COMPLETE) {
-        return Err(
-            Error::failed(format!("pg_dumpall: {}", stderr.trim().replace('\n', "; ")))
-                .hint("the roles could not be read; `pgark backup` took no globals"),
-        );
-    }
-    let notice = (!with_passwords).then(|| {
-        format!("{} may not read role passwords: the globals come without them; set them anew after a restore", target.user())
-    });
-    Ok(Globals {
-        sql: guard_existing(&sql, envelope),
-        warnings: Vec::new(),
-        notice,
-    })
+    let whole = whole && sql.windows(COMPLETE.len()).any(|window| window == COMPLETE);
+    Ok(if whole { Ok(sql) } else { Err(stderr) })
 }
 
 const COMPLETE: &[u8] = b"PostgreSQL database cluster dump complete";

@@ -10,9 +10,11 @@
 //! transaction, and with it every lock, lives until the last row is copied. Dropping the
 //! future work: cancelling closes all connections, and nothing is committed.
 
+mod begin;
 mod drops;
 mod globals;
 mod objects;
+mod oversize;
 mod properties;
 mod render;
 mod rows;
@@ -28,27 +30,23 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use self::rows::Copied;
-use self::schema::{Refusal, Schema};
 use self::script::{Envelope, Statements};
 use self::snapshot::Snapshot;
 use self::toc::Toc;
 use crate::archive::script::{Meaning, Part, Role, Stage};
 use crate::archive::{ArtefactWriter, FrameSender, Written};
-use crate::cancel::{Hook, Token};
+use crate::cancel::Token;
 use crate::catalog::commit;
 use crate::catalog::manifest::{Manifest, NamedVersion, ObjectCount, TableCount};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools::Tools;
-use crate::postgres::{Client, Target};
+use crate::postgres::{Client, Target, patience};
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::units::{BackupId, BackupKind, Codec};
 
 /// Times that a dump is taken anew when tables changed under it after it had begun.
 const ATTEMPTS: u32 = 5;
-
-/// Pause after the first such attempt; it grows with each.
-const PAUSE: Duration = Duration::from_millis(300);
 
 /// How to take a dump.
 #[derive(Clone)]
@@ -68,6 +66,8 @@ pub struct Run<'a> {
     pub tools: &'a Tools,
     pub progress: Arc<Progress>,
     pub cancel: &'a Token,
+    /// Told of what is no failure: a sentence for people.
+    pub say: &'a dyn Fn(&str),
     /// Told the id before anything is written under it.
     pub announce: &'a mut dyn FnMut(&BackupId) -> Result<()>,
 }
@@ -102,7 +102,7 @@ fn is_changed_table(error: &Error) -> bool {
 
 /// The backup's moment is asked for when its snapshot stands: nothing in it is younger.
 fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Manifest> {
-    let (mut snapshot, schema, hook) = read_schema(target, options, run)?;
+    let (mut snapshot, schema, hook) = begin::begin(target, options, run)?;
     let version_num = snapshot.holder.server_version_num();
     let properties = properties::read(&mut snapshot.holder)?;
     let names = table_names(&snapshot);
@@ -141,14 +141,7 @@ fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Ma
         &[Stage::Pre, Stage::Data],
     )?;
     statements.flush()?;
-    let copied = rows::copy_all(
-        &mut snapshot,
-        &schema.toc,
-        options.jobs,
-        &sender,
-        &run.progress,
-        run.cancel,
-    )?;
+    let copied = rows::copy_all(&mut snapshot, &schema.toc, options.jobs, &sender, run)?;
     snapshot::ensure_unchanged(&mut snapshot)?;
     let extensions = extensions(&mut snapshot.holder)?;
     let system_identifier = system_identifier(&mut snapshot.holder);
@@ -203,70 +196,6 @@ fn blank(id: BackupId, written: &Written, options: &Options, started_at: Timesta
     manifest.raw_bytes = written.raw_bytes;
     manifest.frames = written.frames;
     manifest
-}
-
-/// Takes the snapshot and has pg_dump describe what it sees; anew when somebody's lock request
-/// came between the two.
-fn read_schema(
-    target: &Target,
-    options: &Options,
-    run: &Run<'_>,
-) -> Result<(Snapshot, Schema, Hook)> {
-    let mut attempt = 1;
-    loop {
-        run.cancel.check()?;
-        let mut snapshot = snapshot::take(target, options.lock_timeout, run.cancel)?;
-        let canceller = snapshot.holder.canceller();
-        let hook = run.cancel.on_cancel(move || canceller.close());
-        let program = run
-            .tools
-            .pick("pg_dump", snapshot.holder.server_version_num())?;
-        let encoding = snapshot
-            .holder
-            .parameter("server_encoding")
-            .unwrap_or("UTF8")
-            .to_owned();
-        let pinned = snapshot.holder.pinned();
-        let server_options = fixed_settings(&mut snapshot.holder)?;
-        match schema::read(
-            &program,
-            &pinned,
-            &encoding,
-            &snapshot.id,
-            &server_options,
-            options.lock_timeout,
-            run.cancel,
-        ) {
-            Ok(schema) => return Ok((snapshot, schema, hook)),
-            Err(Refusal::Blocked(_)) if attempt < ATTEMPTS => {
-                // Let the one who waits for an exclusive lock have it, and finish.
-                drop((snapshot, hook));
-                std::thread::sleep(PAUSE * attempt);
-                attempt += 1;
-            }
-            Err(Refusal::Blocked(error)) => {
-                return Err(error.hint("another session keeps asking for exclusive locks; run the backup while no migration runs"));
-            }
-            Err(Refusal::Failed(error)) => return Err(error),
-        }
-    }
-}
-
-/// Options for pg_dump's session, where the role or the database has settings that pg_dump leaves
-/// alone, and under which it would write literals that mean something else in every other
-/// session, ours at restore included: strings with escapes, amounts of money in a local form. None
-/// where none is needed: some poolers refuse options.
-fn fixed_settings(holder: &mut Client) -> Result<String> {
-    let rows = holder.query(
-        "SELECT coalesce(pg_catalog.string_agg('-c ' || name || '=' || fixed, ' '), '') \
-         FROM pg_catalog.pg_settings JOIN (VALUES ('standard_conforming_strings', 'on'), ('lc_monetary', 'C')) \
-         AS f (name, fixed) USING (name) WHERE reset_val <> fixed AND (name <> 'lc_monetary' OR EXISTS (\
-           SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid WHERE a.attrelid >= 16384 \
-           AND 'pg_catalog.money'::pg_catalog.regtype IN (t.oid, t.typelem, t.typbasetype)))",
-    )?;
-    rows.first()
-        .map_or(Ok(""), |row| row.str(0))
-        .map(str::to_owned)
 }
 
 /// What pg_dump sets at the head of its scripts (`_doSetFixedOutputState`), with additions:
@@ -386,7 +315,7 @@ pub fn take_globals(
     options: &Options,
     run: &mut Run<'_>,
 ) -> Result<(Manifest, Option<String>)> {
-    let mut client = Client::connect(target)?;
+    let mut client = patience::connect(target, run.cancel)?;
     let version_num = client.server_version_num();
     let program = run.tools.pick("pg_dumpall", version_num)?;
     let can_read =

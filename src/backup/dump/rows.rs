@@ -5,8 +5,10 @@
 //! after the others are done: splitting costs the server 8 to 40 % more CPU.
 //!
 //! Invariants: a frame of rows is a complete COPY statement, cut at a row's border. A worker
-//! locks its table NOWAIT before it reads: if that is refused, somebody queues for the table
+//! locks its table NOWAIT before it reads, in the same round trip: if that is refused, somebody queues for the table
 //! behind the holder's lock, a plain wait could hang, and the holder itself copies the table.
+//! A worker for which the server has no connection left leaves its work to the others, the last of
+//! them the holder.
 //! The rows of a piece equal the count in the server's own command tag. After a failure all
 //! connections are closed, so that nobody waits for a server that still works on a COPY.
 
@@ -14,14 +16,16 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Run;
 use super::objects;
+use super::oversize;
 use super::snapshot::{self, Snapshot, Table};
 use super::toc::{Entry, Toc};
 use crate::archive::FrameSender;
 use crate::archive::script::{FRAME_RAW_BYTES, Meaning};
 use crate::cancel::Token;
 use crate::error::{Error, Result, caught};
-use crate::postgres::{Canceller, Client, Target};
+use crate::postgres::{Canceller, Client, Target, patience};
 use crate::progress::Progress;
 
 /// Below this size a table is never split.
@@ -32,17 +36,6 @@ const OBJECTS_PER_TASK: usize = 256;
 /// `row_security = off` turns a policy that would hide rows into an error.
 const ROW_SECURITY_HINT: &str = "row security would hide rows from the dump: \
     ALTER ROLE … BYPASSRLS for the backup's role, or dump as the table's owner";
-
-/// What the server says of a row that is longer than 1 GB as text.
-const TOO_LONG: [&str; 2] = ["enlarge string buffer", "invalid memory alloc request size"];
-
-fn too_long_hint(table: &[u8]) -> String {
-    format!(
-        "a row of it is longer than 1 GB as text (a bytea doubles), which PostgreSQL cannot send; this names it: \
-         SELECT ctid, pg_column_size(t.*) FROM {} t ORDER BY 2 DESC LIMIT 5",
-        String::from_utf8_lossy(table)
-    )
-}
 
 /// Rows and raw bytes of one table.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,6 +51,8 @@ pub(super) struct Copied {
     pub tables: HashMap<i32, Count>,
     pub objects: u64,
     pub object_bytes: u64,
+    /// Why fewer connections copied than were asked for.
+    pub fewer: Option<String>,
     first_error: Option<Error>,
 }
 
@@ -95,8 +90,7 @@ pub(super) fn copy_all(
     toc: &Toc,
     jobs: usize,
     sender: &FrameSender,
-    progress: &Progress,
-    cancel: &Token,
+    run: &Run<'_>,
 ) -> Result<Copied> {
     let tables = snapshot.tables.clone();
     let (first, rest) = plan(toc, &tables, jobs)?;
@@ -108,8 +102,8 @@ pub(super) fn copy_all(
         refused: Mutex::new(Vec::new()),
         copied: Mutex::new(Copied::default()),
         sender,
-        progress,
-        cancel,
+        progress: &run.progress,
+        cancel: run.cancel,
         failed: AtomicBool::new(false),
         connections: Mutex::new(Vec::new()),
     };
@@ -118,7 +112,15 @@ pub(super) fn copy_all(
     for task in first {
         work.run(&mut snapshot.holder, &task, "")?;
     }
-    work.run_workers(jobs)?;
+    work.run_workers(jobs)
+        .map_err(|error| snapshot.why_lost().unwrap_or(error))?;
+    if let Some(fewer) = &locked(&work.copied).fewer {
+        (run.say)(&format!("warning: {fewer}"));
+    }
+    // Every worker may have been refused a connection.
+    while let Some(task) = work.next() {
+        work.run(&mut snapshot.holder, &task, "")?;
+    }
     for task in std::mem::take(&mut *locked(&work.refused)) {
         work.run(&mut snapshot.holder, &task, "")?;
     }
@@ -214,6 +216,10 @@ impl<'a> Work<'a> {
         results.into_iter().collect()
     }
 
+    fn next(&self) -> Option<Task<'a>> {
+        locked(&self.queue).pop_front()
+    }
+
     fn worker(&self) -> Result<()> {
         let result = caught("the dump", || self.work_through());
         if let Err(error) = &result {
@@ -228,13 +234,22 @@ impl<'a> Work<'a> {
     }
 
     fn work_through(&self) -> Result<()> {
-        let mut client = snapshot::join(&self.target, &self.snapshot)?;
+        let mut client = match snapshot::join(&self.target, &self.snapshot, self.cancel) {
+            Err(error) if patience::is_full(&error) => {
+                let text = format!(
+                    "the dump goes on with fewer connections than asked for: {}",
+                    error.fact
+                );
+                locked(&self.copied).fewer.get_or_insert(text);
+                return Ok(());
+            }
+            joined => joined?,
+        };
         let canceller = client.canceller();
         locked(&self.connections).push(canceller.clone());
         let _hook = self.cancel.on_cancel(move || canceller.close());
         while !self.failed.load(Ordering::SeqCst) {
-            let task = locked(&self.queue).pop_front();
-            let Some(task) = task else { break };
+            let Some(task) = self.next() else { break };
             self.cancel.check()?;
             match self.run(&mut client, &task, " NOWAIT") {
                 Err(error) if error.is_sqlstate("55P03") => {
@@ -251,22 +266,20 @@ impl<'a> Work<'a> {
     fn run(&self, client: &mut Client, task: &Task<'a>, lock_suffix: &str) -> Result<()> {
         match task {
             Task::Rows(entry, table, range) => {
-                let name = || format!("table {}.{}", table.schema, table.name);
-                client
-                    .execute(snapshot::lock_statement(
-                        std::slice::from_ref(*table),
-                        lock_suffix,
-                    ))
-                    .map_err(|error| error.context(name()))?;
-                self.copy_rows(client, entry, table, *range)
+                let lock = snapshot::lock_statement(std::slice::from_ref(*table), lock_suffix);
+                self.copy_rows(client, &lock, entry, table, *range)
                     .map_err(|error| {
+                        let name = format!("table {}.{}", table.schema, table.name);
+                        if oversize::is_too_long(&error) {
+                            let seen = client.execute("ROLLBACK");
+                            let seen = seen.and_then(|()| snapshot::enter(client, &self.snapshot));
+                            let reader = seen.is_ok().then_some(client);
+                            return oversize::name_row(error.context(name), reader, table);
+                        }
                         let forbidden = error.is_sqlstate("42501");
-                        let too_long = TOO_LONG.iter().any(|words| error.fact.contains(words));
-                        let error = error.context(name());
+                        let error = error.context(name);
                         if forbidden {
                             error.hint(ROW_SECURITY_HINT)
-                        } else if too_long {
-                            error.hint(too_long_hint(&table.quoted))
                         } else {
                             error
                         }
@@ -285,6 +298,7 @@ impl<'a> Work<'a> {
     fn copy_rows(
         &self,
         client: &mut Client,
+        lock: &[u8],
         entry: &Entry,
         table: &Table,
         range: Option<(u64, Option<u64>)>,
@@ -299,7 +313,8 @@ impl<'a> Work<'a> {
         };
         let (mut total_rows, mut total_bytes) = (0_u64, 0_u64);
         let (mut unreported_rows, mut unreported_bytes) = (0_u64, 0_u64);
-        let tag_rows = client.copy_out(copy_statement(table, range), &mut |bytes, ends_row| {
+        let sql = [lock, b"; ", &copy_statement(table, range)].concat();
+        let tag_rows = client.copy_out(sql, &mut |bytes, ends_row| {
             frame.begin();
             frame.raw.extend_from_slice(bytes);
             unreported_bytes += bytes.len() as u64;

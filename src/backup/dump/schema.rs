@@ -35,13 +35,16 @@ pub(super) struct Schema {
 pub(super) enum Refusal {
     /// Somebody queues for a lock behind ours; let go and begin anew.
     Blocked(Error),
+    /// No connection was left for pg_dump.
+    Full(Error),
     Failed(Error),
 }
 
 /// Runs pg_dump under `snapshot`.
 ///
 /// # Errors
-/// `Blocked` when somebody's request for an exclusive lock stands in its way; else what pg_dump said.
+/// `Blocked` when somebody's request for an exclusive lock stands in its way, `Full` when it got no
+/// connection; else what pg_dump said.
 pub(super) fn read(
     program: &Program,
     target: &Target,
@@ -89,6 +92,8 @@ pub(super) fn read(
             let failure = Error::failed(format!("pg_dump ({status}): {fact}"));
             if BLOCKED.iter().any(|words| stderr.contains(words)) {
                 Err(Refusal::Blocked(failure))
+            } else if is_full(&stderr) {
+                Err(Refusal::Full(failure))
             } else {
                 Err(Refusal::Failed(failure))
             }
@@ -104,9 +109,9 @@ fn start(
     server_options: &str,
     name: &str,
 ) -> Result<(Child, PassFile)> {
-    let passfile = PassFile::create(target.passfile_line())?;
+    let passfile = PassFile::of(target)?;
     let mut command = program.command();
-    command.env("PGAPPNAME", name);
+    command.env("PGAPPNAME", name).envs(passfile.variables());
     command
         .args([
             "--format=custom",
@@ -135,6 +140,18 @@ const BLOCKED: [&str; 6] = [
     "could not open relation with OID",
     "cache lookup failed",
 ];
+
+/// What libpq's programs say when the role, the database or the server has no connection left
+/// (SQLSTATE 53300, which they do not show).
+pub(super) fn is_full(stderr: &str) -> bool {
+    [
+        "too many connections for",
+        "too many clients",
+        "remaining connection slots",
+    ]
+    .iter()
+    .any(|words| stderr.contains(words))
+}
 
 /// The warnings among pg_dump's messages, without its name; details stay with their warning. What
 /// the server warns about (a collation's version) leaves nothing out.

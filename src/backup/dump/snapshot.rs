@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::cancel::Token;
 use crate::error::{Error, Result};
-use crate::postgres::{Client, Row, Target};
+use crate::postgres::{Client, Row, Target, patience};
 
 /// Times that a dump begins anew because tables changed under it.
 const ATTEMPTS: u32 = 10;
@@ -53,6 +53,17 @@ pub(super) struct Snapshot {
     pub restarts: u32,
 }
 
+impl Snapshot {
+    /// Why the holder's session was ended, if it was: by a standby that had to replay what the
+    /// snapshot forbids, by an administrator, by a stop of the server.
+    pub(super) fn why_lost(&mut self) -> Option<Error> {
+        let lost = self.holder.execute("SELECT").err()?;
+        self.holder
+            .is_broken()
+            .then(|| lost.context("the session that held the dump's snapshot was ended"))
+    }
+}
+
 /// Makes a session read as pg_dump does, whatever the role's and the database's settings say:
 /// row security would hide rows, `DateStyle` and `extra_float_digits` would change values.
 ///
@@ -77,8 +88,8 @@ pub(super) fn prepare_session(client: &mut Client) -> Result<()> {
 ///
 /// # Errors
 /// Those of the connection.
-pub(super) fn join(target: &Target, id: &str) -> Result<Client> {
-    let mut client = Client::connect(target)?;
+pub(super) fn join(target: &Target, id: &str, cancel: &Token) -> Result<Client> {
+    let mut client = patience::connect(target, cancel)?;
     enter(&mut client, id)?;
     Ok(client)
 }
@@ -126,7 +137,7 @@ enum Attempt {
 }
 
 fn attempt(target: &Target, lock_timeout: Duration, cancel: &Token) -> Result<Attempt> {
-    let mut holder = Client::connect(target)?;
+    let mut holder = patience::connect(target, cancel)?;
     // Waiting for somebody's lock may take as long as `lock_timeout`; a signal ends it.
     let canceller = holder.canceller();
     let _hook = cancel.on_cancel(move || canceller.close());
@@ -198,6 +209,28 @@ pub(super) fn ensure_unchanged(snapshot: &mut Snapshot) -> Result<()> {
     .hint("run the backup while no migration runs");
     error.sqlstate = Some("42P01".to_owned());
     Err(error)
+}
+
+/// What a dump of a standby cannot hold: rows of unlogged tables exist on the primary alone.
+///
+/// # Errors
+/// Those of the connection.
+pub(super) fn empty_on_standby(holder: &mut Client) -> Result<Option<String>> {
+    if holder.parameter("in_hot_standby") != Some("on") {
+        return Ok(None);
+    }
+    let rows = holder.query(
+        "SELECT pg_catalog.count(*), pg_catalog.min(c.oid::pg_catalog.regclass::text) FROM pg_catalog.pg_class c \
+         WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND c.oid >= 16384",
+    )?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let count: u64 = row.get(0)?;
+    let name = String::from_utf8_lossy(row.bytes(1).unwrap_or_default()).into_owned();
+    Ok((count > 0).then(|| {
+        format!("this server is a standby, where unlogged tables have no rows: {count} of them, {name} for one, are in the dump without rows")
+    }))
 }
 
 fn read_tables(holder: &mut Client) -> Result<Vec<Table>> {

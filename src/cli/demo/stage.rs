@@ -69,8 +69,8 @@ impl Stage {
                 jobs,
                 ..Flags::default()
             },
-            environment(&server, setting.as_deref()),
-            cancel.clone(),
+            &environment(&server, setting.as_deref()),
+            cancel,
         )?;
         let admin = app.pin(&[])?;
         let client = Client::connect(&admin)?;
@@ -135,6 +135,7 @@ fn environment(server: &Throwaway, programs: Option<&Path>) -> Environment {
         ("DB_PORT", server.port().to_string()),
         ("DB_USER", server.user().to_owned()),
         ("DB_PASSWORD", "not asked for".to_owned()),
+        ("PGARK_CONFIG", "/dev/null".to_owned()),
     ];
     pairs.extend(programs.map(|path| ("PGARK_PG_BIN", path.display().to_string())));
     Environment::from_pairs(pairs)

@@ -295,6 +295,7 @@ impl Bucket {
             key: finish.key.clone(),
             bytes: head.bytes,
             modified: head.modified,
+            etag: head.etag(),
         })
     }
 
@@ -338,6 +339,11 @@ fn comparable(shown: &str, sent: &str) -> bool {
 }
 
 impl Head {
+    /// None when the server shows none.
+    pub(super) fn etag(&self) -> Option<String> {
+        Some(self.etag.clone()).filter(|etag| !etag.is_empty())
+    }
+
     fn of(reply: &Reply) -> Head {
         Head {
             bytes: reply.header("content-length").parse().unwrap_or(0),

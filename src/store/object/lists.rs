@@ -211,8 +211,10 @@ fn object(entry: &xml::Entry, prefix: &str) -> Option<Object> {
     if final_name(key.file_name()).is_some() {
         return None;
     }
+    let etag = entry.etag.trim_matches('"');
     Some(Object {
         key,
+        etag: Some(etag.to_owned()).filter(|etag| !etag.is_empty()),
         bytes: entry.size,
         // Unknown is too young to be cleared: the careful side.
         modified: moment(&entry.last_modified).unwrap_or(jiff::Timestamp::MAX),

@@ -152,6 +152,7 @@ impl Store for S3Store {
             key: key.clone(),
             bytes: head.bytes,
             modified: head.modified,
+            etag: head.etag(),
         }))
     }
 

@@ -80,6 +80,7 @@ impl Unfinished {
             // How much has arrived would cost a request for each.
             bytes: 0,
             modified: self.begun,
+            etag: None,
         })
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Entry {
     pub(super) key: String,
     pub(super) size: u64,
     pub(super) last_modified: String,
+    #[serde(rename = "ETag")]
+    pub(super) etag: String,
 }
 
 /// One page of `ListMultipartUploads`.

@@ -1,4 +1,4 @@
-//! What only a local directory promises.
+//! What a local store promises beyond the conformance suite.
 
 use super::*;
 use crate::store::tests::{Scratch, conformance};

@@ -1,0 +1,254 @@
+//! `pgark serve`: a supervisor for each cluster, and one answer to "is all well?".
+//!
+//! Invariants: what is wrong with the configuration ends it at once; what is wrong with one
+//! cluster's store or server ends nothing where there are others: its runs say it, and so does
+//! its health.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use crate::app::App;
+use crate::catalog::legacy::check_legacy;
+use crate::catalog::list::{self, State};
+use crate::config::{Databases, Environment, Flags};
+use crate::error::{Error, Result};
+use crate::schedule::Schedule;
+use crate::service::crontab;
+use crate::service::health::{Health, Kept};
+use crate::service::http::{self, Pulse};
+use crate::service::log::Log;
+use crate::service::notify::notify;
+use crate::service::slots::Slots;
+use crate::service::supervisor::Supervisor;
+use crate::store::Store;
+use crate::store::local::LocalStore;
+
+pub(super) fn serve(apps: Vec<App>, environment: &Environment, flags: &Flags) -> Result<()> {
+    let Some(first) = apps.first() else {
+        return Err(Error::usage("there is no cluster to serve"));
+    };
+    let service = &first.config.service;
+    let log = Log::new(&service.log_format).with_file(service.log_file.as_deref());
+    let (address, cancel) = (service.http_addr.clone(), first.cancel.clone());
+    let slots = Slots::new(first.config.max_runs);
+    if let Some(line) = &first.config.no_effect_yet {
+        log.warn(line);
+    }
+    let several = apps.len() > 1;
+    warn_of_orphans(log, &apps);
+    let (mut healths, mut supervisors) = (Vec::new(), Vec::new());
+    for (number, app) in apps.into_iter().enumerate() {
+        let log = if app.config.is_one_of_several {
+            log.of_cluster(&app.config.cluster)
+        } else {
+            log
+        };
+        let schedule = app.schedule()?;
+        if let Err(error) = begin(log, &app, number) {
+            if !several {
+                return Err(error);
+            }
+            log.error(&error.to_string());
+        }
+        let app = Arc::new(app);
+        healths.push(health(&app, schedule.clone())?);
+        let arguments = arguments(&app, flags);
+        let one = supervisor(
+            &app,
+            schedule,
+            log,
+            environment,
+            (number, &slots),
+            arguments,
+        );
+        supervisors.push(one?);
+    }
+    let pulses: Vec<_> = supervisors
+        .iter()
+        .map(|one| Arc::clone(&one.pulse))
+        .collect();
+    let address = http::serve(&address, Arc::new(healths), Arc::new(pulses))?;
+    log.info(&format!("health: http://{address}/healthz"));
+    notify("READY=1");
+    let stopping = cancel.on_cancel(|| notify("STOPPING=1"));
+    let result = run(supervisors);
+    drop(stopping);
+    result
+}
+
+/// Runs every supervisor until the signal; with one cluster, on this thread.
+fn run(mut supervisors: Vec<Supervisor>) -> Result<()> {
+    let last = supervisors.pop();
+    let others: Vec<_> = supervisors
+        .into_iter()
+        .map(|one| std::thread::spawn(move || one.run()))
+        .collect();
+    let mut result = last.map_or(Ok(()), |one| one.run());
+    for other in others {
+        let ended = other
+            .join()
+            .unwrap_or_else(|_| Err(Error::failed("a supervisor died")));
+        result = result.and(ended);
+    }
+    result
+}
+
+/// Backups above the clusters' folders were taken when there was one cluster. Nobody sees them.
+fn warn_of_orphans(log: Log, apps: &[App]) {
+    let dirs: BTreeSet<&Path> = apps.iter().map(|app| app.config.dir.as_path()).collect();
+    let above: BTreeSet<&Path> = apps
+        .iter()
+        .filter(|app| app.config.is_one_of_several)
+        .filter_map(|app| app.config.dir.parent())
+        .filter(|dir| dir.is_dir() && !dirs.contains(dir))
+        .collect();
+    for dir in above {
+        let catalog = LocalStore::open(dir).and_then(|store| list::load(&store));
+        let count = catalog.map_or(0, |catalog| catalog.entries.len());
+        if count > 0 {
+            log.warn(&format!(
+                "{count} backups lie in {}, which is no cluster's folder: move them into one, or give that cluster folder = \".\"",
+                dir.display()
+            ));
+        }
+    }
+}
+
+/// Says what is served, and what lies in the store.
+fn begin(log: Log, app: &App, number: usize) -> Result<()> {
+    let store = app.store(None)?;
+    log.info(&format!(
+        "pgark {} serves: {} into {}",
+        env!("CARGO_PKG_VERSION"),
+        describe(&app.databases()?),
+        store.describe()
+    ));
+    if number == 0 {
+        show_place(log, app);
+    }
+    greet(log, store)
+}
+
+fn health(app: &Arc<App>, schedule: Schedule) -> Result<Health> {
+    let opener = Arc::clone(app);
+    Ok(Health {
+        cluster: app.config.cluster.clone(),
+        open: Box::new(move || opener.store(None)),
+        dir: app.config.dir.clone(),
+        databases: app.databases()?,
+        schedule,
+        others: app.others().into_iter().map(str::to_owned).collect(),
+        kept: Mutex::new(Kept::default()),
+    })
+}
+
+/// What this cluster's runs get beside their verb.
+fn arguments(app: &App, flags: &Flags) -> Vec<String> {
+    let dir = flags.dir.as_ref().map(|dir| dir.display().to_string());
+    let config = flags.config.as_ref().map(|path| path.display().to_string());
+    let cluster = app.config.is_one_of_several;
+    let cluster = cluster.then(|| app.config.cluster.clone());
+    [("--dir", dir), ("--config", config), ("--cluster", cluster)]
+        .into_iter()
+        .filter_map(|(flag, value)| Some([flag.to_owned(), value?]))
+        .flatten()
+        .collect()
+}
+
+fn supervisor(
+    app: &Arc<App>,
+    schedule: Schedule,
+    log: Log,
+    environment: &Environment,
+    (number, slots): (usize, &Arc<Slots>),
+    arguments: Vec<String>,
+) -> Result<Supervisor> {
+    let databases = app.databases()?;
+    let asked = Arc::clone(app);
+    let pulse = Arc::new(Pulse::default());
+    pulse.beat();
+    Ok(Supervisor {
+        schedule,
+        on_start: app.config.service.on_start,
+        run_timeout: app.config.service.run_timeout,
+        others: app.others().into_iter().map(str::to_owned).collect(),
+        dir: app.config.dir.clone(),
+        environment: environment.clone(),
+        arguments,
+        number,
+        slots: Arc::clone(slots),
+        log,
+        cancel: app.cancel.clone(),
+        pulse,
+        server_answers: Arc::new(move || asked.pin(databases.names()).map(drop)),
+    })
+}
+
+fn describe(databases: &Databases) -> String {
+    match databases {
+        Databases::All => "every database".to_owned(),
+        Databases::Named(names) if names.len() == 1 => format!("database {}", names[0]),
+        Databases::Named(names) => format!("databases {}", names.join(", ")),
+    }
+}
+
+/// Shows the schedule as a crontab where that is asked for, and says as whom the work is done.
+fn show_place(log: Log, app: &App) {
+    let service = &app.config.service;
+    if let Some(path) = &service.crontab_file
+        && let Err(error) = crontab::write(path, &service.schedule, service.zone.as_deref())
+    {
+        log.warn(&error.fact);
+    }
+    if !app.config.runs_as_owner {
+        return;
+    }
+    let dir = app.config.dir.display();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    if uid.is_root() {
+        log.warn(&format!(
+            "works as root: {dir} is root's and not empty; `chown -R 10001:10001` of it, or of the directory that is mounted there, ends that"
+        ));
+    } else {
+        log.info(&format!("works as user {uid}, group {gid}"));
+    }
+}
+
+/// Says what lies in the store, and how many of the old service's backups are good: those are
+/// read whole, beside everything else.
+fn greet(log: Log, store: Box<dyn Store>) -> Result<()> {
+    let catalog = list::load(store.as_ref())?;
+    let legacy: Vec<_> = catalog
+        .entries
+        .iter()
+        .filter(|entry| entry.state == State::Legacy)
+        .cloned()
+        .collect();
+    let own = catalog.entries.len() - legacy.len();
+    log.info(&format!(
+        "{} holds {own} backups of pgark and {} of the old service",
+        store.describe(),
+        legacy.len()
+    ));
+    let Some(newest) = legacy.first().map(|entry| entry.id.clone()) else {
+        return Ok(());
+    };
+    std::thread::spawn(move || {
+        let good = legacy
+            .iter()
+            .filter(|entry| match check_legacy(store.as_ref(), entry) {
+                Ok(()) => true,
+                Err(error) => {
+                    log.warn(&error.fact);
+                    false
+                }
+            })
+            .count();
+        log.info(&format!(
+            "of the old service's {} backups {good} are good; the newest is {newest}",
+            legacy.len()
+        ));
+    });
+    Ok(())
+}
