@@ -223,46 +223,47 @@ mod tests {
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
+    fn time(day: u32) -> Timestamp {
+        format!("2025-01-{day:02}T03:00:00Z").parse().unwrap()
+    }
+
+    /// A base backup of that day, on that of another.
+    fn entry(day: u32, parent: Option<u32>) -> Entry {
+        let id = BackupId::base(time(day));
+        let mut manifest = Manifest::new(id.clone(), Codec::ZSTD, time(day), time(day));
+        manifest.parent = parent.map(|day| BackupId::base(time(day)));
+        let file = crate::store::Object {
+            key: Key::new(&format!("{id}/manifest.json")).unwrap(),
+            bytes: 1,
+            modified: time(day),
+            etag: None,
+        };
+        Entry {
+            kind: BackupKind::Base,
+            cluster: String::new(),
+            database: None,
+            state: State::Taken,
+            good: true,
+            summary: Some(Summary::of(&file, &manifest)),
+            manifest: Some(manifest),
+            artefact: None,
+            codec: Codec::ZSTD,
+            encrypted: false,
+            reason: None,
+            unread: false,
+            started_at: time(day),
+            finished_at: None,
+            bytes: 1,
+            raw_bytes: None,
+            sha256: None,
+            id,
+        }
+    }
+
     /// The chain 1 ← 2 ← 3, and 4 on its own: what is kept keeps what it builds on, and what goes
     /// goes from the newest on.
     #[test]
     fn chains_stay_whole_and_go_from_their_end() {
-        let time = |day: u32| {
-            format!("2025-01-{day:02}T03:00:00Z")
-                .parse::<Timestamp>()
-                .unwrap()
-        };
-        let entry = |day: u32, parent: Option<u32>| {
-            let id = BackupId::base(time(day));
-            let mut manifest = Manifest::new(id.clone(), Codec::ZSTD, time(day), time(day));
-            manifest.parent = parent.map(|day| BackupId::base(time(day)));
-            let file = crate::store::Object {
-                key: Key::new(&format!("{id}/manifest.json")).unwrap(),
-                bytes: 1,
-                modified: time(day),
-                etag: None,
-            };
-            Entry {
-                kind: BackupKind::Base,
-                cluster: String::new(),
-                database: None,
-                state: State::Taken,
-                good: true,
-                summary: Some(Summary::of(&file, &manifest)),
-                manifest: Some(manifest),
-                artefact: None,
-                codec: Codec::ZSTD,
-                encrypted: false,
-                reason: None,
-                unread: false,
-                started_at: time(day),
-                finished_at: None,
-                bytes: 1,
-                raw_bytes: None,
-                sha256: None,
-                id,
-            }
-        };
         let chain = [entry(3, Some(2)), entry(2, Some(1)), entry(1, None)];
         let mut catalog = Catalog {
             entries: chain.to_vec(),
