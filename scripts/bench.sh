@@ -108,15 +108,17 @@ measure() {
 
 out=$work/out
 export bin out jobs
-run_pgark() { # codec
+run_pgark() { # codec, recipients or nothing
     rm -rf "$out/pgark"
     mkdir "$out/pgark"
-    measure dump "pgark $1" "$out/pgark" env DB_HOST="$PGHOST" DB_PORT="$PGPORT" DB_USER=postgres BACKUP_DIR="$out/pgark" \
+    measure dump "pgark $1${2:+ encrypted}" "$out/pgark" env BACKUP_ENCRYPT_RECIPIENTS="${2:-}" DB_HOST="$PGHOST" DB_PORT="$PGPORT" DB_USER=postgres BACKUP_DIR="$out/pgark" \
         BACKUP_JOBS="$jobs" BACKUP_COMPRESSION="$1" PGARK_PG_BIN="$bin" "$pgark" --quiet backup --database bench
 }
 # Every restore makes its database itself, as pgark's does.
 fresh() { psql -d postgres -c 'SET client_min_messages = warning' -c 'DROP DATABASE IF EXISTS target WITH (FORCE)'; }
 create='"$bin/createdb" -T template0 target'
+
+recipient=$("$pgark" --quiet keygen --out "$work/key")
 
 for _ in $(seq "$runs"); do
     measure dump 'pg_dump | gzip; sha256sum' "$out/old.sql.gz" \
@@ -128,7 +130,9 @@ for _ in $(seq "$runs"); do
         measure dump "pg_dump -Fd -j$jobs zstd:3" "$out/fdz" "$bin/pg_dump" -Fd -j"$jobs" --compress=zstd:3 -d bench -f "$out/fdz"
         rm -rf "$out/fdz"
     fi
+    run_pgark zstd "$recipient"
     run_pgark zstd
+    run_pgark gzip "$recipient"
     run_pgark gzip
     measure dump "COPY to nothing, $jobs connections" - bash -c '
         for half in "SELECT * FROM narrow" "SELECT * FROM wide" "SELECT * FROM event" "SELECT * FROM article"; do echo "$half"; done |

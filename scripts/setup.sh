@@ -86,6 +86,7 @@ packages_demo() {
 packages_test() {
     packages_demo
     need zstd zstd
+    need age age
     need openssl openssl
     need patchelf patchelf
     need python3-pip pip

@@ -3,18 +3,25 @@
 //! Invariant: building anything here touches nothing but what it opens; a connection is made
 //! only by those who ask for one.
 
+mod elsewhere;
+mod keys;
+mod records;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::anomaly::Thresholds;
+use crate::archive::{Crypt, Identities};
 use crate::backup::dump::Options;
+use crate::backup::gate::Gate;
 use crate::cancel::Token;
 use crate::catalog::list::{self, Catalog, Entry};
-use crate::config::{Config, Databases, Environment, Flags, Place, S3, StoreConfig};
+use crate::config::{Among, Config, Databases, Environment, Flags, Place, S3, StoreConfig};
 use crate::error::{Error, Result};
 use crate::postgres::tools::Tools;
 use crate::postgres::{ConnInfo, Target, patience};
@@ -30,7 +37,10 @@ use crate::units::Codec;
 pub struct App {
     pub config: Config,
     pub codec: Codec,
+    pub crypt: Crypt,
     pub cancel: Token,
+    /// Read, and unlocked, when first needed.
+    identities: OnceLock<Identities>,
 }
 
 impl App {
@@ -40,11 +50,17 @@ impl App {
     /// `Usage`, with the variable, flag or line, and the fix.
     pub fn all(flags: &Flags, environment: &Environment, cancel: &Token) -> Result<Vec<App>> {
         let configs = crate::config::load(flags, environment)?.into_iter();
-        let app = |config: Config| {
+        let app = |mut config: Config| {
+            if !config.has_local() {
+                config.warnings.extend(records::settle(&mut config.dir)?);
+            }
+            keys::identity_file(&config.encryption)?;
             Ok(App {
                 codec: Codec::parse(&config.compression)?,
+                crypt: keys::crypt(&config.encryption)?,
                 config,
                 cancel: cancel.clone(),
+                identities: OnceLock::new(),
             })
         };
         configs.map(app).collect()
@@ -65,7 +81,7 @@ impl App {
     /// `shop/` before an id, where there are several clusters.
     #[must_use]
     pub fn prefix(&self) -> String {
-        self.before(self.config.is_one_of_several, "/")
+        self.before(self.config.among != Among::Alone, "/")
     }
 
     fn before(&self, wanted: bool, what: &str) -> String {
@@ -76,8 +92,7 @@ impl App {
     /// `shop: ` before a line for people, where it could be about several clusters.
     #[must_use]
     pub fn whose(&self) -> String {
-        let config = &self.config;
-        self.before(config.is_one_of_several && !config.is_chosen, ": ")
+        self.before(self.config.among == Among::Several, ": ")
     }
 
     /// An id without this cluster's name before it.
@@ -231,7 +246,15 @@ impl App {
     /// # Errors
     /// `Usage` for a contradictory configuration, `Failed` when nothing answers.
     pub fn pin(&self, names: &[String]) -> Result<Target> {
-        self.pin_within(names, Duration::ZERO, &|_| ())
+        self.pin_to(&self.target()?, names)
+    }
+
+    /// The same for another server.
+    ///
+    /// # Errors
+    /// As [`Self::pin`].
+    pub fn pin_to(&self, target: &Target, names: &[String]) -> Result<Target> {
+        self.pin_within(target, names, Duration::ZERO, &|_| ())
     }
 
     /// The same for a run of dumps, which waits for a server that is still starting as long as for a
@@ -240,11 +263,16 @@ impl App {
     /// # Errors
     /// As [`App::pin`].
     pub fn pin_when_ready(&self, names: &[String], say: &dyn Fn(&str)) -> Result<Target> {
-        self.pin_within(names, self.config.lock_timeout, say)
+        self.pin_within(&self.target()?, names, self.config.lock_timeout, say)
     }
 
-    fn pin_within(&self, names: &[String], wait: Duration, say: &dyn Fn(&str)) -> Result<Target> {
-        let target = self.target()?;
+    fn pin_within(
+        &self,
+        target: &Target,
+        names: &[String],
+        wait: Duration,
+        say: &dyn Fn(&str),
+    ) -> Result<Target> {
         let connect = |name: &str| {
             patience::connect_when_ready(&target.with_database(name), wait, &self.cancel, say)
         };
@@ -323,6 +351,7 @@ impl App {
         Options {
             cluster: self.config.cluster.clone(),
             codec: self.codec,
+            crypt: self.crypt.clone(),
             jobs: self.config.jobs,
             lock_timeout: self.config.lock_timeout,
             started_at,
@@ -343,6 +372,28 @@ impl App {
             keep_yearly: keep.keep_yearly,
             keep_min: keep.keep_min,
         })
+    }
+
+    /// When a backup is suspect.
+    #[must_use]
+    pub fn thresholds(&self) -> Thresholds {
+        let set = &self.config.anomaly;
+        Thresholds {
+            rows_fall_percent: set.rows_fall_percent,
+            rows_min: set.rows_min,
+            size_fall_percent: set.size_fall_percent,
+            size_min_bytes: set.size_min_bytes,
+            table_gone: set.table_gone,
+            table_gone_rows_min: set.table_gone_rows_min,
+            history: set.history,
+        }
+    }
+
+    /// What new backups are compared with.
+    #[must_use]
+    pub fn gate<'a>(&self, catalog: &'a Catalog) -> Gate<'a> {
+        let limits = self.thresholds();
+        Gate { catalog, limits }
     }
 
     /// When dumps are taken.

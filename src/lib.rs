@@ -3,11 +3,13 @@
 //! The modules are the rooms of a house with floors; arrows point down only, and
 //! `tests/tidy.rs` holds them to it. ARCHITECTURE.md is the map.
 
+pub mod anomaly;
 pub mod app;
 pub mod archive;
 pub mod backup;
 pub mod cancel;
 pub mod catalog;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -27,3 +29,5 @@ pub mod verify;
 
 #[cfg(test)]
 mod pipeline_tests;
+#[cfg(test)]
+mod sealed_tests;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
-use crate::archive::{ArtefactWriter, Codec};
+use crate::archive::{ArtefactWriter, Codec, Crypt};
 use crate::catalog::layout::{Outcome, parse_key};
 use crate::catalog::{
     Catalog, Manifest, State, begin, check_legacy, clear_remains, commit, ensure_sums, free_id,
@@ -34,8 +34,9 @@ fn id() -> BackupId {
 }
 
 fn take(store: &dyn Store, codec: Codec, id: &BackupId) -> Result<Manifest> {
-    let (artefact, index) = begin(store, id, codec)?;
-    let writer = ArtefactWriter::start(artefact, index, codec, 2, Arc::default());
+    let (artefact, index) = begin(store, id, codec, false)?;
+    let how = (codec, &Crypt::None);
+    let writer = ArtefactWriter::start(artefact, index, how, 2, Arc::default());
     let sender = writer.sender();
     for i in 0..3 {
         let raw = format!("\\if true\n-- pgark dump\nSELECT {i};\n").into_bytes();
@@ -332,11 +333,10 @@ fn taken_names_move_to_the_next_second() {
     assert_eq!(time, now() + SignedDuration::from_secs(1));
     let name = format!("{next}.sql.gz");
     std::fs::write(scratch.path().join(&name), "theirs").unwrap();
-    assert!(begin(&store, &next, Codec::GZIP).err().unwrap().is_exists());
-    assert_eq!(
-        std::fs::read(scratch.path().join(&name)).unwrap(),
-        b"theirs"
-    );
+    let taken = begin(&store, &next, Codec::GZIP, false);
+    assert!(taken.err().unwrap().is_exists());
+    let left = std::fs::read(scratch.path().join(&name)).unwrap();
+    assert_eq!(left, b"theirs");
 }
 
 #[test]

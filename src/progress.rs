@@ -3,6 +3,7 @@
 //! Invariant: counting never blocks and never fails; a broken terminal costs the picture,
 //! not the backup. Nothing here survives a crash, and nothing needs to.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
@@ -74,6 +75,55 @@ impl Progress {
     }
 }
 
+/// How fast it goes and how long it takes: by the last quarter of a minute, so that a stop shows.
+#[derive(Debug, Default)]
+struct Pace(VecDeque<(Duration, u64)>);
+
+/// What a pace is measured over.
+const PACE_SPAN: Duration = Duration::from_secs(15);
+
+impl Pace {
+    /// `, 98.0 MiB/s, 2 min left`; nothing before there is something to say.
+    fn line(&mut self, elapsed: Duration, progress: &Progress) -> String {
+        let raw = progress.raw_bytes.load(Relaxed);
+        self.0.push_back((elapsed, raw));
+        // The first one is the last that is old enough.
+        while self
+            .0
+            .get(1)
+            .is_some_and(|(at, _)| elapsed.saturating_sub(*at) >= PACE_SPAN)
+        {
+            self.0.pop_front();
+        }
+        let Some((at, before)) = self.0.front() else {
+            return String::new();
+        };
+        let (span, bytes) = (
+            elapsed.saturating_sub(*at).as_millis(),
+            raw.saturating_sub(*before),
+        );
+        if span < 1000 || raw == 0 {
+            return String::new();
+        }
+        let rate = u64::try_from(u128::from(bytes) * 1000 / span).unwrap_or(u64::MAX);
+        let mut line = format!(", {}/s", ByteSize(rate));
+        let rest = progress.estimate_bytes.load(Relaxed).saturating_sub(raw);
+        if let Some(seconds) = rest.checked_div(rate).filter(|_| rest > 0) {
+            let _ = write!(line, ", {} left", about(seconds));
+        }
+        line
+    }
+}
+
+/// A time that nobody takes for exact.
+fn about(seconds: u64) -> String {
+    match seconds {
+        0..=99 => format!("{} s", seconds.max(1)),
+        100..=5999 => format!("{} min", (seconds + 30) / 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
 /// How often a line appears where no terminal is.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a bar is drawn.
@@ -134,6 +184,7 @@ fn draw(what: &str, progress: &Progress, stopped: &Receiver<()>) {
     }
     bar.set_prefix(what.to_owned());
     let mut filled = filled.ok();
+    let (start, mut pace) = (Instant::now(), Pace::default());
     loop {
         let estimate = progress.estimate_bytes.load(Relaxed);
         if estimate > 0 {
@@ -143,7 +194,8 @@ fn draw(what: &str, progress: &Progress, stopped: &Receiver<()>) {
             bar.set_length(estimate);
             bar.set_position(progress.raw_bytes.load(Relaxed).min(estimate));
         }
-        bar.set_message(progress.line());
+        let pace = pace.line(start.elapsed(), progress);
+        bar.set_message(progress.line() + &pace);
         bar.tick();
         match stopped.recv_timeout(DRAW_INTERVAL) {
             Err(RecvTimeoutError::Timeout) => {}
@@ -154,13 +206,14 @@ fn draw(what: &str, progress: &Progress, stopped: &Receiver<()>) {
 }
 
 fn print_lines(what: &str, progress: &Progress, stopped: &Receiver<()>) {
-    let start = Instant::now();
+    let (start, mut pace) = (Instant::now(), Pace::default());
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(LINE_INTERVAL) {
         let seconds = start.elapsed().as_secs();
+        let pace = pace.line(start.elapsed(), progress);
         // A closed stderr costs the line, not the backup.
         let _ = writeln!(
             std::io::stderr(),
-            "{what}: {} after {seconds} s",
+            "{what}: {}{pace} after {seconds} s",
             progress.line()
         );
     }
@@ -178,6 +231,23 @@ mod tests {
         progress.estimate_bytes.store(1 << 19, Relaxed);
         progress.tables_total.store(3, Relaxed);
         assert_eq!(progress.line(), "1.0 MiB (99 %), 0 of 3 tables");
+    }
+
+    #[test]
+    fn pace_is_that_of_the_last_seconds_and_tells_what_is_left() {
+        let (progress, mut pace) = (Progress::default(), Pace::default());
+        progress.estimate_bytes.store(1000 << 20, Relaxed);
+        let mut at = |seconds: u64, mib: u64| {
+            progress.raw_bytes.store(mib << 20, Relaxed);
+            pace.line(Duration::from_secs(seconds), &progress)
+        };
+        assert_eq!(at(0, 0), "");
+        assert_eq!(at(10, 100), ", 10.0 MiB/s, 90 s left");
+        // It stands still: what came long ago counts no more.
+        assert_eq!(at(20, 100), ", 5.0 MiB/s, 3 min left");
+        assert_eq!(at(30, 100), ", 0 B/s");
+        assert_eq!(at(40, 1200), ", 55.0 MiB/s");
+        assert_eq!(about(3 * 3600 + 125), "3 h 2 min");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::cancel::Token;
 use crate::catalog::commit;
 use crate::catalog::list::{Catalog, Entry, State};
 use crate::error::{Error, Result};
-use crate::retention::{self, Backup, Clock, Condition, Policy};
+use crate::retention::{self, Backup, Clock, Condition, Policy, Reason};
 use crate::store::Store;
 use crate::units::{BackupId, BackupKind};
 
@@ -66,7 +66,10 @@ pub fn plan(catalog: &Catalog, policy: &Policy, now: Timestamp) -> Plan {
     Plan {
         verdicts: verdicts
             .map(|(entry, decision)| {
-                let gone = entry.state == State::Missing;
+                // What is left of it may be all that tells of what is gone.
+                let held = |reason: &Reason| matches!(reason, Reason::BesideSuspect(_));
+                let held = decision.reasons.iter().any(held);
+                let gone = entry.state == State::Missing && !held;
                 let reason = if entry.unread {
                     "its manifest cannot be read now, which proves nothing against it".to_owned()
                 } else if gone {
@@ -81,7 +84,7 @@ pub fn plan(catalog: &Catalog, policy: &Policy, now: Timestamp) -> Plan {
                     waits: decision
                         .reasons
                         .iter()
-                        .any(|reason| matches!(reason, retention::Reason::LegacyWaits(_))),
+                        .any(|reason| matches!(reason, Reason::LegacyWaits(_))),
                 }
             })
             .collect(),
@@ -115,6 +118,7 @@ fn backup(entry: &Entry) -> Backup {
             State::Verified | State::Proven => Condition::Verified,
             State::Legacy if entry.good => Condition::Good,
             State::Legacy => Condition::Unchecked,
+            State::Suspect => Condition::Suspect(reason()),
             State::Failed | State::Missing => Condition::Bad(reason()),
         },
         legacy: entry.summary.is_none() && entry.state == State::Legacy,

@@ -1,6 +1,7 @@
 //! Brings a second store up to date with the first.
 //!
-//! Invariants: only good backups are copied, each by the commit protocol, so that the second
+//! Invariants: only whole backups are copied (good ones, and suspect ones: they hold their
+//! database's others there too), each by the commit protocol, so that the second
 //! store never shows one that is not whole there; every byte is hashed on its way, and a copy that
 //! differs from its manifest is not committed. What the second store's own retention would expire
 //! is not copied (again). One backup that fails stops no other. The caller holds the lock of this
@@ -8,9 +9,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 use crate::cancel::Token;
-use crate::catalog::commit;
+use crate::catalog::layout::Outcome;
 use crate::catalog::list::{Catalog, Entry, State};
+use crate::catalog::{commit, state};
 use crate::error::{Error, Kind, Result};
 use crate::store::Store;
 use crate::store::lock::Reading;
@@ -63,12 +67,12 @@ pub fn pending(
     let lacks = |entry: &&Entry| {
         there
             .get(&entry.id)
-            .is_none_or(|there| !there.good && !there.unread && there.state != State::Legacy)
+            .is_none_or(|there| !there.is_whole() && !there.unread && there.state != State::Legacy)
     };
     let wanted: Vec<Entry> = first
         .entries
         .iter()
-        .filter(|entry| entry.good && entry.summary.is_some())
+        .filter(|entry| entry.is_whole() && entry.summary.is_some())
         .filter(lacks)
         .cloned()
         .collect();
@@ -86,6 +90,32 @@ pub fn pending(
         wanted.partition(|entry| entry.kind == BackupKind::Base);
     wanted.extend(bases.into_iter().rev());
     wanted
+}
+
+/// Tells the second store what was accepted here; gives the ids.
+///
+/// # Errors
+/// As the store.
+pub fn pass_on_acceptance(
+    first: &Catalog,
+    second: &Catalog,
+    store: &dyn Store,
+    now: Timestamp,
+) -> Result<Vec<String>> {
+    let suspect = second
+        .entries
+        .iter()
+        .filter(|there| there.state == State::Suspect);
+    let accepted = suspect.filter(|there| {
+        let mut here = first.entries.iter();
+        here.any(|here| here.id == there.id && here.good)
+    });
+    accepted
+        .map(|entry| {
+            state::record(store, &entry.id, Outcome::Accepted, now, None)?;
+            Ok(entry.id.to_string())
+        })
+        .collect()
 }
 
 /// Copies these backups; `hold` keeps one from being deleted meanwhile.

@@ -10,6 +10,7 @@
 //! - it is not good, but nothing of its database is;
 //! - it is the globals of a good dump that is kept;
 //! - an incremental base backup that is kept builds on it, directly or not;
+//! - a newer or older one of its database is suspect, and nobody accepted that one;
 //! - the clock that judges it is in doubt.
 //!
 //! Why the *newest* of a day, week, month or year: at the moment when it is taken it is the newest
@@ -38,6 +39,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::units::{BackupId, BackupKind};
 pub use reason::{Reason, Tier, Warning};
 
+mod chains;
 mod doubt;
 mod reason;
 
@@ -51,6 +53,9 @@ pub enum Condition {
     Verified,
     /// Failed or missing, and why.
     Bad(String),
+    /// Whole, but it holds far less than those before it: how. Until somebody accepts it, the others
+    /// of its database may be the last that hold what it lacks.
+    Suspect(String),
 }
 
 /// One backup of the store.
@@ -126,10 +131,11 @@ pub fn plan(backups: &[Backup], policy: &Policy, clock: Clock) -> Plan {
     verdicts.keep_by_count();
     verdicts.keep_legacy();
     verdicts.keep_bad_without_good();
+    let held = verdicts.keep_beside_suspects();
     verdicts.keep_globals_of_dumps();
     verdicts.keep_chains();
     let doubt = verdicts.keep_in_doubt();
-    verdicts.finish(doubt)
+    verdicts.finish(doubt.into_iter().chain(held).collect())
 }
 
 /// The work in progress: reasons to keep, by the backups' positions.
@@ -143,6 +149,10 @@ struct Verdicts<'a> {
 impl Backup {
     fn is_good(&self) -> bool {
         matches!(self.condition, Condition::Good | Condition::Verified)
+    }
+
+    fn is_suspect(&self) -> bool {
+        matches!(self.condition, Condition::Suspect(_))
     }
 
     fn is_ahead(&self, now: Timestamp) -> bool {
@@ -290,6 +300,33 @@ impl<'a> Verdicts<'a> {
         }
     }
 
+    /// Nothing of a database expires while one of its backups is suspect.
+    fn keep_beside_suspects(&mut self) -> Vec<Warning> {
+        let mut suspects: BTreeMap<(BackupKind, Option<&str>), &Backup> = BTreeMap::new();
+        for backup in self.backups.iter().filter(|backup| backup.is_suspect()) {
+            let name = (backup.kind, backup.database.as_deref());
+            // The newest: to accept it is to accept the others that hold as much.
+            let newest = suspects.entry(name).or_insert(backup);
+            if sort_key(backup) > sort_key(newest) {
+                *newest = backup;
+            }
+        }
+        let mut held: BTreeMap<&BackupId, usize> = BTreeMap::new();
+        for (backup, reasons) in self.backups.iter().zip(&mut self.reasons) {
+            let name = (backup.kind, backup.database.as_deref());
+            if let Some(suspect) = suspects.get(&name) {
+                *held.entry(&suspect.id).or_default() += usize::from(reasons.is_empty());
+                reasons.push(Reason::BesideSuspect(suspect.id.clone()));
+            }
+        }
+        let held = held.into_iter().filter(|(_, held)| *held > 0);
+        held.map(|(id, held)| Warning::Suspect {
+            id: id.clone(),
+            held,
+        })
+        .collect()
+    }
+
     /// A run ends with its globals, so those of a dump are the first good ones after it. Where
     /// that run has none, the last ones before it serve while there are none after it.
     fn keep_globals_of_dumps(&mut self) {
@@ -309,7 +346,7 @@ impl<'a> Verdicts<'a> {
             let Some(list) = globals.get(dump.cluster.as_str()) else {
                 continue;
             };
-            if is_kept && dump.is_good() && !dump.legacy {
+            if is_kept && (dump.is_good() || dump.is_suspect()) && !dump.legacy {
                 let after = list.partition_point(|at| backups[*at].time < dump.time);
                 let found = list.get(after).or_else(|| list.last());
                 let Some(found) = found else { continue };
@@ -322,22 +359,6 @@ impl<'a> Verdicts<'a> {
         }
         for (at, dump) in needed {
             self.reasons[at].push(Reason::GoesWith(dump.id.clone()));
-        }
-    }
-
-    /// What a kept incremental backup builds on stays, down to the full one.
-    fn keep_chains(&mut self) {
-        let backups = self.backups;
-        let places = backups.iter().enumerate();
-        let places: BTreeMap<&BackupId, usize> = places.map(|(at, one)| (&one.id, at)).collect();
-        // Newest first: a parent is older than what builds on it.
-        let mut order: Vec<usize> = (0..backups.len()).collect();
-        order.sort_by(|a, b| sort_key(&backups[*b]).cmp(&sort_key(&backups[*a])));
-        for at in order {
-            let parent = backups[at].parent.as_ref().and_then(|id| places.get(id));
-            if let Some(parent) = parent.filter(|_| !self.reasons[at].is_empty()) {
-                self.reasons[*parent].push(Reason::NeededBy(backups[at].id.clone()));
-            }
         }
     }
 
@@ -357,13 +378,13 @@ impl<'a> Verdicts<'a> {
         })
     }
 
-    fn finish(self, doubt: Option<Warning>) -> Plan {
+    fn finish(self, warnings: Vec<Warning>) -> Plan {
         let ahead = |backup: &&Backup| backup.is_good() && backup.is_ahead(self.clock.now);
         let mut ahead: Vec<&Backup> = self.backups.iter().filter(ahead).collect();
         ahead.sort_by_key(|backup| sort_key(backup));
         let mut plan = Plan {
             decisions: Vec::with_capacity(self.backups.len()),
-            warnings: doubt.into_iter().collect(),
+            warnings,
             expired_bytes: 0,
         };
         if let Some(last) = ahead.last() {
@@ -381,6 +402,7 @@ impl<'a> Verdicts<'a> {
             }
             let mut reasons = match &backup.condition {
                 Condition::Bad(why) => vec![Reason::NotGood(why.clone())],
+                Condition::Suspect(how) => vec![Reason::Suspect(how.clone())],
                 Condition::Unchecked => vec![Reason::Unchecked],
                 Condition::Good | Condition::Verified => Vec::new(),
             };

@@ -1,11 +1,11 @@
 //! Is every database backed up as its schedule promises? A value from a catalog. Pure.
 //!
 //! Invariant: healthy means that each wanted database has a good backup no older than the
-//! promise. A backup that is not good never counts, nor does a legacy one that nobody checked.
+//! promise, and no younger one is suspect. A backup that is not good never counts, nor does a legacy one that nobody checked.
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::catalog::list::{Catalog, Entry};
+use crate::catalog::list::{Catalog, Entry, State};
 use crate::schedule::Schedule;
 use crate::units::{BackupId, BackupKind};
 
@@ -69,13 +69,24 @@ pub fn status(
             .filter(|entry| entry.database.as_deref() == Some(name))
             .collect();
         let newest = good.iter().max_by_key(|entry| entry.started_at);
-        let trouble = match newest {
-            None => Some("there is no good backup".to_owned()),
-            Some(entry) if entry.started_at < promised => Some(format!(
+        let suspect = catalog.entries.iter().find(|entry| {
+            entry.state == State::Suspect
+                && entry.database.as_deref() == Some(name)
+                && newest.is_none_or(|newest| newest.started_at < entry.started_at)
+        });
+        let trouble = match (suspect, newest) {
+            (Some(entry), _) => Some(format!(
+                "{} is suspect: {}; if that is as it should be: pgark accept {}",
+                entry.id,
+                entry.reason.as_deref().unwrap_or("it fell"),
+                entry.id
+            )),
+            (None, None) => Some("there is no good backup".to_owned()),
+            (None, Some(entry)) if entry.started_at < promised => Some(format!(
                 "the newest good backup is of {}, and the schedule promises one since {promised}",
                 entry.started_at
             )),
-            Some(_) => None,
+            (None, Some(_)) => None,
         };
         Database {
             name: name.clone(),
@@ -108,7 +119,6 @@ fn promise(schedule: &Schedule, last: Option<Attempt>, now: Timestamp) -> Timest
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::list::State;
     use crate::units::Codec;
     use jiff::tz::TimeZone;
 

@@ -2,7 +2,8 @@
 //!
 //! For a dump: the artefact's hash and length, every frame's hash, decoding and length, the index
 //! against the manifest, and the rows of every frame, counted in its text, against both. Does
-//! not prove that PostgreSQL accepts the script; a drill does.
+//! not prove that PostgreSQL accepts the script; a drill does. Of an encrypted backup without
+//! an identity, length and hash of what is stored: that proves no content, and is not noted as `verified`.
 //!
 //! Invariant: nothing is written to the store but the outcome, and an outcome never turns a
 //! failed backup into a good one unless everything was read again and holds.
@@ -16,14 +17,14 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::archive::codec;
-use crate::archive::index::Index;
-use crate::archive::reader;
+use crate::archive::crypt;
 use crate::archive::script::Meaning;
+use crate::archive::{Artefact, Identities, Index};
 use crate::cancel::Token;
 use crate::catalog::layout::{Outcome, Part};
 use crate::catalog::legacy::check_legacy;
 use crate::catalog::list::{Entry, State};
-use crate::catalog::manifest::Manifest;
+use crate::catalog::manifest::{FileRecord, Manifest};
 use crate::catalog::state;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
@@ -40,13 +41,21 @@ pub struct Verified {
     pub rows: u64,
 }
 
-/// Verifies and records the outcome beside the backup.
+/// Whether only what is stored can be looked at: length and hash, and nothing within.
+#[must_use]
+pub fn is_shallow(entry: &Entry, identities: Option<&Identities>) -> bool {
+    entry.encrypted && identities.is_none()
+}
+
+/// Verifies and records the outcome beside the backup. `identities` open encrypted ones.
 ///
 /// # Errors
-/// `Damage` for a bad backup, with its place; `Failed` when it could not be read.
+/// `Damage` for a bad backup, with its place; `Failed` when it could not be read, `Usage` when
+/// none of the identities opens it.
 pub fn entry(
     store: &dyn Store,
     entry: &Entry,
+    identities: Option<&Identities>,
     threads: usize,
     progress: &Progress,
     cancel: &Token,
@@ -54,8 +63,9 @@ pub fn entry(
     let mut entry = entry.clone();
     entry.complete(store);
     let entry = &entry;
-    let result = content(store, entry, threads, progress, cancel);
+    let result = content(store, entry, identities, threads, progress, cancel);
     let outcome = match &result {
+        Ok(_) if is_shallow(entry, identities) => None,
         Ok(_) => Some((Outcome::Verified, None)),
         Err(error) if error.kind == Kind::Damage => {
             Some((Outcome::Failed, Some(error.fact.as_str())))
@@ -82,11 +92,16 @@ pub fn entry(
 fn content(
     store: &dyn Store,
     entry: &Entry,
+    identities: Option<&Identities>,
     threads: usize,
     progress: &Progress,
     cancel: &Token,
 ) -> Result<String> {
     let key = entry.key(Part::Artefact)?;
+    let bad = |what: &str| {
+        let reason = entry.reason.clone();
+        Err(Error::damage(reason.unwrap_or_else(|| what.to_owned())))
+    };
     if entry.state == State::Legacy {
         check_legacy(store, entry)?;
         let raw = decode_legacy(store, &key, entry.codec, progress, cancel)?;
@@ -100,38 +115,33 @@ fn content(
         let manifest_key = entry.key(Part::Manifest)?;
         let json = store::get(store, &manifest_key)?.unwrap_or_default();
         Manifest::parse(&manifest_key, &json)?;
-        let reason = entry.reason.clone();
-        return Err(Error::damage(
-            reason.unwrap_or_else(|| "it has no manifest".to_owned()),
-        ));
+        return bad("it has no manifest");
     };
     if entry.state == State::Missing {
-        return Err(Error::damage(
-            entry
-                .reason
-                .clone()
-                .unwrap_or_else(|| "its artefact is missing".to_owned()),
-        ));
+        return bad("its artefact is missing");
     }
-    if let Some(record) = &manifest.base {
-        let done = base::verify(store, entry, record, threads, progress, cancel)?;
-        return Ok(format!(
-            "{} in {} frames, {} files",
-            ByteSize(done.raw_bytes),
-            done.frames,
-            done.rows
-        ));
+    if manifest.base.is_some() {
+        let with = (identities, threads, progress, cancel);
+        return base::content(store, entry, manifest, with);
     }
-    let keys = (&key, &entry.key(Part::Index)?);
-    let done = verify(
-        store,
-        keys,
-        entry.codec,
-        manifest,
-        threads,
-        progress,
-        cancel,
-    )?;
+    let index_key = entry.key(Part::Index)?;
+    stored(store, &key, &manifest.artefact)?;
+    let record = manifest
+        .index
+        .as_ref()
+        .ok_or_else(|| Error::damage(format!("{key}: its manifest names no index")))?;
+    if is_shallow(entry, identities) {
+        stored(store, &index_key, record)?;
+        return Ok(only_stored(entry));
+    }
+    let identities = identities.filter(|_| entry.encrypted);
+    let mut manifest = manifest.clone();
+    if let Some(identities) = identities {
+        manifest = manifest.reveal(&|sealed| crypt::open(identities, sealed))?;
+    }
+    let index = Index::read(store, &index_key, &record.sha256, identities)?;
+    let artefact = Artefact::open(store, key, entry.codec, identities)?;
+    let done = verify(&artefact, &index, &manifest, threads, progress, cancel)?;
     Ok(format!(
         "{} in {} frames, {} rows",
         ByteSize(done.raw_bytes),
@@ -140,41 +150,52 @@ fn content(
     ))
 }
 
-/// Verifies a backup that has a manifest.
+/// What is said where nobody could look inside.
+fn only_stored(entry: &Entry) -> String {
+    format!(
+        "only what is stored, {}: it is encrypted, and no identity is set",
+        ByteSize(entry.bytes)
+    )
+}
+
+/// Length and hash of a file against the manifest.
+fn stored(store: &dyn Store, key: &Key, record: &FileRecord) -> Result<()> {
+    let (bytes, sha256) = store::hash(store, key)?;
+    if bytes != record.bytes {
+        return Err(Error::damage(format!(
+            "{key}: it has {bytes} bytes, the manifest says {}",
+            record.bytes
+        )));
+    }
+    if sha256 != record.sha256 {
+        return Err(Error::damage(format!(
+            "{key}: its SHA-256 is not the one in the manifest"
+        )));
+    }
+    Ok(())
+}
+
+/// Verifies what is within an artefact that is as it was stored.
 ///
 /// # Errors
 /// `Damage` at the first difference, with its place.
 fn verify(
-    store: &dyn Store,
-    keys: (&Key, &Key),
-    codec: Codec,
+    artefact: &Artefact<'_>,
+    index: &Index,
     manifest: &Manifest,
     threads: usize,
     progress: &Progress,
     cancel: &Token,
 ) -> Result<Verified> {
-    let (key, index_key) = keys;
-    let damage = |what: String| Error::damage(format!("{key}: {what}"));
-    let (bytes, sha256) = store::hash(store, key)?;
-    if bytes != manifest.artefact.bytes {
-        return Err(damage(format!(
-            "it has {bytes} bytes, the manifest says {}",
-            manifest.artefact.bytes
-        )));
-    }
-    if sha256 != manifest.artefact.sha256 {
+    let damage = |what: String| Error::damage(format!("{}: {what}", artefact.key()));
+    if artefact.bytes() != index.bytes {
         return Err(damage(
-            "its SHA-256 is not the one in the manifest".to_owned(),
+            "its frames end elsewhere than its index says".to_owned(),
         ));
     }
-    let record = manifest
-        .index
-        .as_ref()
-        .ok_or_else(|| damage("its manifest names no index".to_owned()))?;
-    let index = Index::read(store, index_key, &record.sha256)?;
-    let counts = decode_frames(store, key, codec, &index, threads, progress, cancel)?;
+    let counts = decode_frames(artefact, index, threads, progress, cancel)?;
     let mut verified = Verified {
-        bytes,
+        bytes: artefact.stored_bytes(),
         frames: index.frames.len() as u64,
         ..Verified::default()
     };
@@ -182,9 +203,15 @@ fn verify(
     for table in &manifest.tables {
         let rows = counts.get(&table.id).copied().unwrap_or(0);
         if rows != table.rows {
+            // The outcome lies beside the backup: that of an encrypted one names no table.
+            let table_name = if manifest.encrypted {
+                format!("the table with dump id {}", table.id)
+            } else {
+                format!("{}.{}", table.schema, table.name)
+            };
             return Err(damage(format!(
-                "{rows} rows of {}.{}, the manifest says {}",
-                table.schema, table.name, table.rows
+                "{rows} rows of {table_name}, the manifest says {}",
+                table.rows
             )));
         }
         verified.rows += rows;
@@ -199,9 +226,7 @@ fn verify(
 
 /// Decodes every frame on `threads` threads; gives the rows by table.
 fn decode_frames(
-    store: &dyn Store,
-    key: &Key,
-    codec: Codec,
+    artefact: &Artefact<'_>,
     index: &Index,
     threads: usize,
     progress: &Progress,
@@ -212,7 +237,7 @@ fn decode_frames(
     let work = || -> Result<()> {
         while let Some(frame) = index.frames.get(next.fetch_add(1, Ordering::Relaxed)) {
             cancel.check()?;
-            let raw = reader::read_frame(store, key, codec, frame)?;
+            let raw = artefact.frame(frame)?;
             if let Meaning::Rows {
                 id,
                 rows,
@@ -228,7 +253,8 @@ fn decode_frames(
                 let counted = text.map(|text| memchr::memchr_iter(b'\n', text).count() as u64);
                 if counted != Some(rows) {
                     return Err(Error::damage(format!(
-                        "{key}: the frame at {} holds other rows than its index says",
+                        "{}: the frame at {} holds other rows than its index says",
+                        artefact.key(),
                         frame.offset
                     )));
                 }

@@ -226,7 +226,7 @@ impl Tmpfs {
         Tmpfs(dir)
     }
 
-    fn remount(&self, options: &str) {
+    pub(crate) fn remount(&self, options: &str) {
         let mut mount = Command::new("mount");
         mount
             .args(["-o", &format!("remount,{options}")])

@@ -5,10 +5,12 @@
 // Names on a store are exact.
 #![allow(clippy::case_sensitive_file_extension_comparisons)]
 
+mod anomaly;
 mod any_data;
 mod any_server;
 mod bad_luck;
 mod base;
+mod check;
 mod cli;
 mod client_key;
 mod clusters;
@@ -16,6 +18,8 @@ mod connection;
 mod container;
 mod demo;
 mod drop_block;
+mod elsewhere;
+mod encryption;
 mod environment;
 mod heartbeat;
 mod interrupted;
@@ -27,8 +31,12 @@ mod mid_dump;
 mod misfortune;
 mod pooler;
 mod prune;
+mod replace;
 mod replication;
+mod restore_tables;
 mod round_trip;
+mod s3_alone;
+mod screens;
 mod second_store;
 mod service;
 mod session;

@@ -58,24 +58,7 @@ fn whatever_befalls_the_bucket_no_backup_is_lost_and_none_is_good_that_is_not() 
         let id = first_id(&backup().assert_code(0).stdout);
         assert!(there().contains(&id), "{method} {piece}");
     }
-    let lasting = [
-        ("PUT", "/", refuse(403, "RequestTimeTooSkewed"), "clock"),
-        ("PUT", "/", refuse(400, "ExpiredToken"), "AWS_SESSION_TOKEN"),
-        ("PUT", ".json HTTP", refuse(403, "QuotaExceeded"), "full"),
-        (
-            "PUT",
-            ".idx HTTP",
-            refuse(403, "AccessDenied"),
-            "s3:PutObject",
-        ),
-        (
-            "GET",
-            "list-type",
-            refuse(403, "InvalidAccessKeyId"),
-            "AWS_ACCESS_KEY_ID",
-        ),
-    ];
-    for (method, piece, act, words) in lasting {
+    for (method, piece, act, words) in lasting() {
         proxy.when(method, piece, usize::MAX, act);
         let done = backup()
             .assert_code(3)
@@ -96,6 +79,27 @@ fn whatever_befalls_the_bucket_no_backup_is_lost_and_none_is_good_that_is_not() 
     )
     .run()
     .assert_code(0);
+}
+
+/// What does not pass by itself: the request, the refusal, and the words that lead out of it.
+fn lasting() -> [(&'static str, &'static str, Act, &'static str); 5] {
+    [
+        ("PUT", "/", refuse(403, "RequestTimeTooSkewed"), "clock"),
+        ("PUT", "/", refuse(400, "ExpiredToken"), "AWS_SESSION_TOKEN"),
+        ("PUT", ".json HTTP", refuse(403, "QuotaExceeded"), "full"),
+        (
+            "PUT",
+            ".idx HTTP",
+            refuse(403, "AccessDenied"),
+            "s3:PutObject",
+        ),
+        (
+            "GET",
+            "list-type",
+            refuse(403, "InvalidAccessKeyId"),
+            "AWS_ACCESS_KEY_ID",
+        ),
+    ]
 }
 
 #[test]
@@ -203,7 +207,7 @@ fn records_on_a_full_disk_fail_no_run() {
     for name in ["backup.log", "journal.jsonl", "service.log"] {
         std::fs::write(disk.path().join(name), "").unwrap();
     }
-    std::fs::write(disk.path().join("all the rest"), [b'x'; 64 << 10]).unwrap_err();
+    std::fs::write(disk.path().join("all the rest"), vec![b'x'; 64 << 10]).unwrap_err();
     symlink(disk.path().join("backup.log"), site.dir.join("backup.log")).unwrap();
     let journal = site.dir.join(".pgark/journal.jsonl");
     symlink(disk.path().join("journal.jsonl"), journal).unwrap();

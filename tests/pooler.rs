@@ -8,14 +8,14 @@ use crate::support::{PASSWORD, Pgark, Server, TempDir, as_server_user, until};
 use crate::trip::only_dump;
 
 /// PgBouncer in front of a server, ended on drop.
-struct Bouncer {
+pub(crate) struct Bouncer {
     child: Child,
-    port: u16,
+    pub(crate) port: u16,
     _place: TempDir,
 }
 
 impl Bouncer {
-    fn start(server: &Server, mode: &str) -> Bouncer {
+    pub(crate) fn start(server: &Server, mode: &str) -> Bouncer {
         let place = TempDir::new();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -364,3 +364,26 @@ fn no_database_at_all_is_a_failure() {
         .assert_code(1)
         .assert_says("no database to back up");
 }
+
+/// The server converts the rows.
+#[test]
+fn a_table_of_another_encoding_comes_into_an_existing_database() {
+    let server = Server::start(17);
+    server.psql(
+        "postgres",
+        "CREATE DATABASE app TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'",
+    );
+    server.psql("app", "SET client_encoding = 'UTF8'; CREATE TABLE \"größe\" (t text); INSERT INTO \"größe\" VALUES ('ÿ£é')");
+    let store = TempDir::new();
+    backup(&server, "app", &store);
+    server.createdb("utf");
+    let args = [
+        "restore", "latest", "-q", "--table", "größe", "--into", "utf",
+    ];
+    Pgark::new(args)
+        .server(&server)
+        .store(store.path())
+        .run()
+        .assert_code(0);
+    assert_eq!(server.psql("utf", "SELECT t FROM \"größe\""), "ÿ£é");
+}

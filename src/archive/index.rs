@@ -6,8 +6,9 @@
 //! {"frames":1,"bytes":310,"raw":1024}
 //! ```
 //!
-//! `o` offset and `n` length of the frame as stored, `r` its length uncompressed, `m` its meaning:
-//! JSON of whoever wrote the frame. Invariants: frames lie end to end from 0; the last line
+//! `o` offset and `n` length of the frame (before encryption, if there is any), `r` its length
+//! uncompressed, `m` its meaning: JSON of whoever wrote the frame. The index of an encrypted
+//! artefact is encrypted too. Invariants: frames lie end to end from 0; the last line
 //! counts them; what the reader accepts has the hash that the manifest names. The writer streams, so
 //! its memory does not grow with the dump. A crash leaves the store's temporary name only.
 
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use super::crypt::{self, Crypt, Identities};
+use super::sink::{Sink, Stored};
 use crate::error::{Error, Result};
 use crate::store::{Key, Store, StoreReader, Upload};
 use crate::units::Codec;
@@ -27,13 +30,13 @@ const LEVEL: i32 = 3;
 /// Where a frame lies and what it means.
 #[derive(Debug, Clone)]
 pub struct FrameRecord {
-    /// Of the first byte in the artefact.
+    /// Of the first byte in the artefact, before encryption.
     pub offset: u64,
-    /// As stored.
+    /// Compressed.
     pub bytes: u64,
     /// Uncompressed.
     pub raw_bytes: u64,
-    /// The first half of the SHA-256 of the frame as stored.
+    /// The first half of the SHA-256 of the compressed frame.
     pub digest: [u8; 16],
     /// JSON of whoever wrote the frame.
     pub meaning: Box<RawValue>,
@@ -62,6 +65,9 @@ struct Tail {
     raw: u64,
 }
 
+/// How the last line begins, and no other.
+const TAIL_START: &str = "{\"frames\":";
+
 /// A frame's short digest.
 #[must_use]
 pub fn digest(bytes: &[u8]) -> [u8; 16] {
@@ -70,46 +76,19 @@ pub fn digest(bytes: &[u8]) -> [u8; 16] {
     short
 }
 
-/// Hashes and counts what goes through to an upload.
-struct Sink {
-    upload: Box<dyn Upload>,
-    hasher: Sha256,
-    bytes: u64,
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.upload.write(bytes).map_err(io::Error::other)?;
-        self.hasher.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Writes an index, frame by frame.
 pub(super) struct IndexWriter {
     out: zstd::stream::write::Encoder<'static, Sink>,
     total: Tail,
 }
 
-/// An index written to its end; the upload is not finished.
-pub(super) struct WrittenIndex {
-    pub upload: Box<dyn Upload>,
-    pub bytes: u64,
-    pub sha256: String,
-}
-
 impl IndexWriter {
-    pub(super) fn start(upload: Box<dyn Upload>, codec: Codec) -> Result<IndexWriter> {
-        let sink = Sink {
-            upload,
-            hasher: Sha256::new(),
-            bytes: 0,
-        };
+    pub(super) fn start(
+        upload: Box<dyn Upload>,
+        codec: Codec,
+        crypt: &Crypt,
+    ) -> Result<IndexWriter> {
+        let sink = Sink::start(upload, crypt)?;
         let mut out = zstd::stream::write::Encoder::new(sink, LEVEL)?;
         out.include_checksum(true)?;
         let mut index = IndexWriter {
@@ -144,15 +123,10 @@ impl IndexWriter {
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> Result<WrittenIndex> {
+    pub(super) fn finish(mut self) -> Result<Stored> {
         let tail = std::mem::take(&mut self.total);
         self.line(&tail)?;
-        let sink = self.out.finish()?;
-        Ok(WrittenIndex {
-            upload: sink.upload,
-            bytes: sink.bytes,
-            sha256: hex::encode(sink.hasher.finalize()),
-        })
+        self.out.finish()?.finish()
     }
 
     fn line(&mut self, value: &impl Serialize) -> Result<()> {
@@ -180,7 +154,7 @@ pub struct Index {
     pub frames: Vec<FrameRecord>,
     /// `gzip`, `zstd` or `none`.
     pub codec: String,
-    /// The artefact's length.
+    /// The artefact's length, before encryption.
     pub bytes: u64,
     /// Its length uncompressed.
     pub raw_bytes: u64,
@@ -188,10 +162,17 @@ pub struct Index {
 
 impl Index {
     /// Reads the index and checks it against the hash (hex) that the manifest names.
+    /// `identities` open one that is encrypted.
     ///
     /// # Errors
-    /// `Damage` when hash, form, order or count is wrong; as the store when it cannot be read.
-    pub fn read(store: &dyn Store, key: &Key, expected_sha256: &str) -> Result<Index> {
+    /// `Damage` when hash, form, order or count is wrong; `Usage` when none of the identities
+    /// opens it; as the store when it cannot be read.
+    pub fn read(
+        store: &dyn Store,
+        key: &Key,
+        expected_sha256: &str,
+        identities: Option<&Identities>,
+    ) -> Result<Index> {
         let damage = |what: &str| {
             Error::damage(format!("the index {key} is damaged: {what}")).hint(
                 "the artefact itself may be whole: standard tools restore it without the index",
@@ -203,6 +184,9 @@ impl Index {
         StoreReader::open(store, key)?.read_to_end(&mut bytes)?;
         if hex::encode(Sha256::digest(&bytes)) != expected_sha256 {
             return Err(damage("its SHA-256 is not the manifest's"));
+        }
+        if let Some(identities) = identities {
+            bytes = crypt::open(identities, &bytes).map_err(|error| error.context(key))?;
         }
         let decoder = zstd::stream::read::Decoder::new(bytes.as_slice())?;
         parse(&mut BufReader::new(decoder)).map_err(|what| damage(&what))
@@ -224,7 +208,8 @@ fn parse(source: &mut impl BufRead) -> std::result::Result<Index, String> {
     let mut total = Tail::default();
     loop {
         let line = next()?;
-        if let Ok(tail) = serde_json::from_str::<Tail>(&line) {
+        if line.starts_with(TAIL_START) {
+            let tail: Tail = serde_json::from_str(&line).map_err(json)?;
             let same =
                 (tail.frames, tail.bytes, tail.raw) == (total.frames, total.bytes, total.raw);
             if !same || next().is_ok() {
@@ -278,7 +263,7 @@ mod tests {
 
     fn write(store: &dyn Store, key: &Key, frames: &[(u64, u64, String)]) -> String {
         let upload = store.create(key, Put::Replace).unwrap();
-        let mut index = IndexWriter::start(upload, Codec::GZIP).unwrap();
+        let mut index = IndexWriter::start(upload, Codec::GZIP, &Crypt::None).unwrap();
         for (bytes, raw, text) in frames {
             let json = serde_json::to_string(&serde_json::json!({ "t": text })).unwrap();
             index
@@ -302,7 +287,7 @@ mod tests {
             let scratch = Scratch::new();
             let (store, key) = store(&scratch);
             let sha256 = write(&store, &key, &frames);
-            let index = Index::read(&store, &key, &sha256).unwrap();
+            let index = Index::read(&store, &key, &sha256, None).unwrap();
             prop_assert_eq!(index.frames.len(), frames.len());
             let mut offset = 0;
             for (record, (bytes, raw, text)) in index.frames.iter().zip(&frames) {
@@ -327,7 +312,7 @@ mod tests {
             bad[i] ^= 0x10;
             std::fs::write(scratch.path().join("x.idx"), &bad).unwrap();
             assert_eq!(
-                Index::read(&store, &key, &sha256).unwrap_err().kind,
+                Index::read(&store, &key, &sha256, None).unwrap_err().kind,
                 Kind::Damage
             );
         }
@@ -345,7 +330,7 @@ mod tests {
             let text = lines.join("\n");
             let bytes = zstd::encode_all(text.as_bytes(), 1).unwrap();
             put(&store, &key, &bytes, Put::Replace).unwrap();
-            Index::read(&store, &key, &hex::encode(Sha256::digest(&bytes)))
+            Index::read(&store, &key, &hex::encode(Sha256::digest(&bytes)), None)
         };
         let head = head.to_owned();
         check(&[head.clone(), frame(0, 5), frame(5, 1), tail(2, 6)]).unwrap();

@@ -15,10 +15,28 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 
-/// Raw bytes after which a frame of rows is closed at the next row's border.
+/// Raw bytes after which a frame of rows is closed at the next row's border, at the least.
 /// Large enough that a member's header and its empty dictionary cost nothing (under 1 %),
 /// small enough that some dozen of them in memory stay far below 128 MiB.
 pub const FRAME_RAW_BYTES: usize = 2 << 20;
+
+/// Raw bytes of the largest frame that is closed early enough; a longer row still goes in whole.
+const FRAME_RAW_BYTES_MAX: u64 = 8 << 20;
+/// What all frames of rows in the making may hold together, beyond the smallest size.
+const FRAMES_RAW_BYTES: u64 = 32 << 20;
+/// After as many raw bytes a frame is one byte longer.
+const GROWTH: u64 = 1 << 17;
+
+/// Raw bytes after which a frame of rows is closed, when `sent` bytes of the dump have gone before it
+/// and `jobs` connections copy. Frames grow with the dump, so that the index of 5 TB, and the memory
+/// of whoever reads it, is a quarter of what it would be: below 256 GiB they hardly differ.
+#[must_use]
+pub fn frame_raw_bytes(sent: u64, jobs: usize) -> usize {
+    let least = FRAME_RAW_BYTES as u64;
+    let most = (FRAMES_RAW_BYTES / jobs.max(1) as u64).clamp(least, FRAME_RAW_BYTES_MAX);
+    let bytes = (least + sent / GROWTH).min(most);
+    usize::try_from(bytes).unwrap_or(FRAME_RAW_BYTES)
+}
 
 /// When a part is restored. Rights come after everything that they could forbid; event
 /// triggers and materialised views after the rights that they run with

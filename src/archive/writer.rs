@@ -1,4 +1,5 @@
-//! Writes an artefact and its index: senders → N compressors → one writer.
+//! Writes an artefact and its index: senders → N compressors → one writer, which encrypts where it
+//! is asked to: faster than any store writes (docs/decisions/0010-own-age.md has the figures).
 //!
 //! Invariants:
 //! - Frames lie in the artefact in the order in which `send` accepted them.
@@ -21,11 +22,12 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
 use super::Alarm;
 use super::codec::{Codec, Compressor};
+use super::crypt::Crypt;
 use super::index::{self, IndexWriter};
+use super::sink::Sink;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::store::{Upload, Written};
@@ -114,17 +116,17 @@ impl ArtefactWriter {
     pub fn start(
         artefact: Box<dyn Upload>,
         index: Box<dyn Upload>,
-        codec: Codec,
+        (codec, crypt): (Codec, &Crypt),
         threads: usize,
         progress: Arc<Progress>,
     ) -> ArtefactWriter {
-        Self::with_budget(artefact, index, codec, threads, progress, BUDGET)
+        Self::with_budget(artefact, index, (codec, crypt), threads, progress, BUDGET)
     }
 
     fn with_budget(
         artefact: Box<dyn Upload>,
         index: Box<dyn Upload>,
-        codec: Codec,
+        (codec, crypt): (Codec, &Crypt),
         threads: usize,
         progress: Arc<Progress>,
         budget: usize,
@@ -158,8 +160,11 @@ impl ArtefactWriter {
         }
         drop(results);
         let work = {
-            let shared = Arc::clone(&shared);
-            move || write(&shared, artefact, index, codec, &done)
+            let (shared, crypt) = (Arc::clone(&shared), crypt.clone());
+            move || {
+                let how = (codec, &crypt);
+                write(&shared, artefact, index, how, &done)
+            }
         };
         match spawn("store".to_owned(), work) {
             Ok(thread) => this.writer = Some(thread),
@@ -323,11 +328,11 @@ fn write(
     shared: &Shared,
     artefact: Box<dyn Upload>,
     index: Box<dyn Upload>,
-    codec: Codec,
+    how: (Codec, &Crypt),
     done: &Receiver<Done>,
 ) -> Option<Written> {
     let _alarm = shared.alarm("store");
-    match write_frames(shared, artefact, index, codec, done) {
+    match write_frames(shared, artefact, index, how, done) {
         Ok(written) => Some(written),
         Err(error) => {
             shared.fail(error);
@@ -338,14 +343,14 @@ fn write(
 
 fn write_frames(
     shared: &Shared,
-    mut artefact: Box<dyn Upload>,
+    artefact: Box<dyn Upload>,
     index: Box<dyn Upload>,
-    codec: Codec,
+    (codec, crypt): (Codec, &Crypt),
     done: &Receiver<Done>,
 ) -> Result<Written> {
-    let mut index = IndexWriter::start(index, codec)?;
-    let mut hasher = Sha256::new();
-    let (mut bytes, mut raw_bytes, mut next) = (0, 0, 0);
+    let mut index = IndexWriter::start(index, codec, crypt)?;
+    let mut artefact = Sink::start(artefact, crypt)?;
+    let (mut raw_bytes, mut next) = (0, 0);
     let mut early: BTreeMap<u64, Done> = BTreeMap::new();
     for arrived in done {
         early.insert(arrived.number, arrived);
@@ -355,11 +360,9 @@ fn write_frames(
             }
             let held = cost(frame.frame.len()) + frame.meaning.get().len();
             let count = frame.frame.len() as u64;
-            artefact.write(&frame.frame)?;
-            hasher.update(&frame.frame);
+            artefact.append(&frame.frame)?;
             index.add(count, frame.raw_bytes, frame.digest, frame.meaning)?;
             shared.progress.stored_bytes.fetch_add(count, Relaxed);
-            bytes += count;
             raw_bytes += frame.raw_bytes;
             next += 1;
             if codec == Codec::None {
@@ -371,13 +374,13 @@ fn write_frames(
     if shared.failed() || shared.state().accepted != next {
         return Err(Error::failed("the artefact lost a frame"));
     }
-    let index = index.finish()?;
+    let (artefact, index) = (artefact.finish()?, index.finish()?);
     Ok(Written {
-        artefact,
+        artefact: artefact.upload,
         index: index.upload,
-        bytes,
+        bytes: artefact.bytes,
         raw_bytes,
-        sha256: hex::encode(hasher.finalize()),
+        sha256: artefact.sha256,
         frames: next,
         index_bytes: index.bytes,
         index_sha256: index.sha256,

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::dump::{self, Options};
+use super::gate::Gate;
+use crate::anomaly;
 use crate::cancel::Token;
 use crate::catalog::manifest::Manifest;
 use crate::catalog::{commit, remains};
@@ -39,6 +41,8 @@ pub struct Run<'a> {
     pub tools: &'a Tools,
     pub progress: &'a Arc<Progress>,
     pub cancel: &'a Token,
+    /// What the new backups are compared with.
+    pub gate: &'a Gate<'a>,
     /// Told of each step for people: a sentence.
     pub say: &'a dyn Fn(&str),
 }
@@ -75,27 +79,7 @@ impl Outcome {
             ([], false) => Err(Error::failed("there is no database to back up").hint(
                 "`*` means every database that accepts connections and is no template; DB_NAME names others",
             )),
-            ([], true) => {
-                let left_out: Vec<&str> = self
-                    .taken
-                    .iter()
-                    .filter(|manifest| manifest.database.is_some())
-                    .flat_map(|manifest| manifest.warnings.iter().map(String::as_str))
-                    .collect();
-                if left_out.is_empty() {
-                    return Ok(());
-                }
-                Err(Error::new(
-                    Kind::Partial,
-                    format!(
-                        "the backup is kept, but pg_dump warned: {}",
-                        left_out.join("; ")
-                    ),
-                )
-                .hint(
-                    "what it left out is not in the backup; a superuser's dump leaves nothing out",
-                ))
-            }
+            ([], true) => self.doubts(),
             ([(_, only)], false) => Err(only.clone()),
             (failed, _) => {
                 let facts: Vec<&str> = failed
@@ -116,6 +100,45 @@ impl Outcome {
                 Err(error)
             }
         }
+    }
+
+    /// Puts the second attempt at these databases in the place of the first.
+    pub fn replace(&mut self, names: &[String], second: Outcome) {
+        self.failed.retain(|(name, _)| !names.contains(name));
+        self.taken.extend(second.taken);
+        self.failed.extend(second.failed);
+        self.notices.extend(second.notices);
+    }
+
+    /// What keeps a run without a failure from being well done.
+    fn doubts(&self) -> Result<()> {
+        let dumps = self.taken.iter().filter(|one| one.database.is_some());
+        let left_out: Vec<&str> = dumps
+            .clone()
+            .flat_map(|manifest| manifest.warnings.iter().map(String::as_str))
+            .collect();
+        let suspect: Vec<&Manifest> = dumps.filter(|one| !one.suspect.is_empty()).collect();
+        let mut facts = Vec::new();
+        let mut hints = Vec::new();
+        if !left_out.is_empty() {
+            facts.push(format!("pg_dump warned: {}", left_out.join("; ")));
+            hints.push("what it left out is not in the backup; a superuser's dump leaves nothing out, and `pgark check` names the right that is missing".to_owned());
+        }
+        for manifest in &suspect {
+            let falls = anomaly::sentence(&manifest.suspect);
+            facts.push(format!("{} is suspect: {falls}", manifest.id));
+        }
+        if let Some(newest) = suspect.last() {
+            hints.push(format!(
+                "look at the database. If it is as it should be: pgark accept {}. Until then nothing of it expires, and `latest` is the backup before",
+                newest.id
+            ));
+        }
+        if facts.is_empty() {
+            return Ok(());
+        }
+        let fact = format!("the backup is kept, but {}", facts.join("; "));
+        Err(Error::new(Kind::Partial, fact).hint(hints.join("; ")))
     }
 }
 
@@ -148,7 +171,7 @@ pub fn run(run: &Run<'_>) -> Result<Outcome> {
         (run.say)(&format!("database {name}: dump begins"));
         let mut dump_run = context(run, &mut announce);
         match dump::take(&run.target.with_database(name), &run.options, &mut dump_run) {
-            Ok(manifest) => outcome.taken.push(manifest),
+            Ok(manifest) => outcome.taken.push(told(run, manifest)),
             // After a signal the failure is only that a connection was closed.
             Err(error) => outcome
                 .failed
@@ -183,6 +206,15 @@ pub fn run(run: &Run<'_>) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Says at once that a new backup is suspect.
+fn told(run: &Run<'_>, manifest: Manifest) -> Manifest {
+    if !manifest.suspect.is_empty() {
+        let falls = anomaly::sentence(&manifest.suspect);
+        (run.say)(&format!("warning: {} is suspect: {falls}", manifest.id));
+    }
+    manifest
+}
+
 fn context<'a>(
     run: &Run<'a>,
     announce: &'a mut dyn FnMut(&BackupId) -> Result<()>,
@@ -194,6 +226,7 @@ fn context<'a>(
         cancel: run.cancel,
         say: run.say,
         announce,
+        gate: run.gate,
     }
 }
 
@@ -243,7 +276,11 @@ pub(super) fn lock_cluster(target: &Target, kind: i32, cancel: &Token) -> Result
     )
 }
 
-fn all_databases(client: &mut Client) -> Result<Vec<String>> {
+/// What `*` means: every database that accepts connections and is no template.
+///
+/// # Errors
+/// Those of the connection.
+pub fn all_databases(client: &mut Client) -> Result<Vec<String>> {
     // datconnlimit -2 marks a database whose DROP was interrupted.
     let rows = client.query(
         "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2 ORDER BY 1",

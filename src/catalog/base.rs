@@ -22,7 +22,7 @@ use super::layout::{
 use super::list::{Entry, State, differs, fail};
 use super::manifest::Manifest;
 use super::remains::is_ours;
-use super::state;
+use super::state::{self, Standing};
 use crate::cancel::Token;
 use crate::error::{Error, Kind, Result};
 use crate::store::{self, Key, Object, Put, Store};
@@ -33,7 +33,7 @@ const AGE_MIN: SignedDuration = SignedDuration::from_hours(24);
 /// Names tried before one is given up.
 const SECONDS_MAX: i64 = 600;
 
-pub(super) type Outcomes = BTreeMap<BackupId, (Outcome, Object)>;
+pub(super) type Outcomes = BTreeMap<BackupId, Standing>;
 
 /// The base backups of a store, in no order.
 pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<Entry>> {
@@ -44,7 +44,7 @@ pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<
         let Some(file) = named(BASE_MANIFEST) else {
             continue;
         };
-        let plain = named("base.tar").is_some();
+        let plain = named("base.tar").or(named("base.tar.age")).is_some();
         let mut entry = Entry {
             kind: BackupKind::Base,
             cluster: String::new(),
@@ -65,7 +65,8 @@ pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<
             sha256: None,
             id,
         };
-        let outcome = outcomes.remove(&entry.id).map(|(outcome, file)| {
+        let standing = outcomes.remove(&entry.id).unwrap_or_default();
+        let outcome = standing.outcome.map(|(outcome, file)| {
             let failed = outcome == Outcome::Failed;
             let reason = failed.then(|| state::reason(store, &file));
             (outcome, reason.flatten())
@@ -99,6 +100,7 @@ fn judge(
         }
     };
     entry.codec = Codec::parse(&manifest.codec).unwrap_or(entry.codec);
+    entry.encrypted = manifest.encrypted;
     entry.cluster.clone_from(&manifest.cluster);
     entry.started_at = manifest.started_at;
     entry.finished_at = Some(manifest.finished_at);
@@ -130,7 +132,8 @@ fn judge(
         _ if bad_checksums => fail(entry, BAD_CHECKSUMS.to_owned()),
         (None, Some((Outcome::Verified, _))) => entry.state = State::Verified,
         (None, Some((Outcome::Proven, _))) => entry.state = State::Proven,
-        (None, None) => {}
+        // `Accepted` is no outcome of this kind.
+        (None, Some((Outcome::Accepted, _)) | None) => {}
     }
     entry.summary = Some(Summary::of(file, &manifest));
     entry.manifest = Some(manifest);

@@ -18,7 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
 use super::base;
-use super::layout::{Part, artefact_key, index_key, manifest_key, parse_key, part_key, sums_key};
+use super::layout::{Part, parse_key, part_key};
 use super::list::Entry;
 use super::manifest::{FileRecord, Manifest};
 use super::remains::is_ours;
@@ -66,9 +66,10 @@ pub fn begin(
     store: &dyn Store,
     id: &BackupId,
     codec: Codec,
+    encrypted: bool,
 ) -> Result<(Box<dyn Upload>, Box<dyn Upload>)> {
-    let artefact = store.create(&artefact_key(id, codec)?, Put::New)?;
-    let index = store.create(&index_key(id, codec)?, Put::New)?;
+    let artefact = store.create(&part_key(id, codec, encrypted, Part::Artefact)?, Put::New)?;
+    let index = store.create(&part_key(id, codec, encrypted, Part::Index)?, Put::New)?;
     Ok((artefact, index))
 }
 
@@ -78,10 +79,9 @@ pub fn begin(
 /// `Partial` when the backup exists but its `.sha256` does not (the next run writes it); any
 /// other error means that the backup does not exist.
 pub fn commit(store: &dyn Store, written: Written, mut manifest: Manifest) -> Result<Manifest> {
-    let codec = Codec::parse(&manifest.codec)?;
     let id = manifest.id.clone();
-    let keys = [artefact_key(&id, codec)?, index_key(&id, codec)?];
-    let manifest_key = manifest_key(&id, codec)?;
+    let keys = [manifest.key(Part::Artefact)?, manifest.key(Part::Index)?];
+    let manifest_key = manifest.key(Part::Manifest)?;
     let file = |key: &Key, bytes, sha256| FileRecord {
         name: key.to_string(),
         bytes,
@@ -111,7 +111,7 @@ pub fn commit(store: &dyn Store, written: Written, mut manifest: Manifest) -> Re
         }
         return Err(error.context(format!("{id} was not committed")));
     }
-    if let Err(mut error) = write_sums(store, &manifest, codec) {
+    if let Err(mut error) = write_sums(store, &manifest) {
         error.kind = Kind::Partial;
         return Err(error.context(format!("{id} is committed, but its .sha256 is missing")));
     }
@@ -139,8 +139,8 @@ fn undo(store: &dyn Store, keys: &[Key]) {
     }
 }
 
-fn write_sums(store: &dyn Store, manifest: &Manifest, codec: Codec) -> Result<()> {
-    let key = sums_key(&manifest.id, codec)?;
+fn write_sums(store: &dyn Store, manifest: &Manifest) -> Result<()> {
+    let key = manifest.key(Part::Sums)?;
     let line = format!("{}  {}\n", manifest.artefact.sha256, manifest.artefact.name);
     match store::put(store, &key, line.as_bytes(), Put::New) {
         Err(error) if !error.is_exists() => Err(error),
@@ -173,7 +173,7 @@ pub fn ensure_sums(store: &dyn Store) -> Result<Vec<String>> {
             continue;
         };
         if manifest.id == id && manifest.artefact.name == artefact.as_str() {
-            write_sums(store, &manifest, codec)?;
+            write_sums(store, &manifest)?;
             written.push(id.to_string());
         }
     }
@@ -235,7 +235,7 @@ pub fn copy(from: &dyn Store, to: &dyn Store, entry: &Entry, cancel: &Token) -> 
         }
         return Err(error);
     }
-    write_sums(to, &manifest, entry.codec)
+    write_sums(to, &manifest)
 }
 
 /// Streams a file, and checks it; it appears when the caller finishes it.

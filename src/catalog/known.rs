@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use super::layout::CATALOG;
 use super::list::{Catalog, Entry};
 use super::manifest::{FileRecord, Manifest};
+use crate::anomaly::Fall;
 use crate::error::{Error, Result};
 use crate::store::{self, Key, Object, Put, Store};
 use crate::units::{BackupId, BackupKind};
@@ -30,7 +31,7 @@ const MANY: usize = 32;
 /// More is not read, and was not written by pgark.
 const STORED_BYTES_MAX: u64 = 64 << 20;
 const RAW_BYTES_MAX: u64 = 256 << 20;
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What a catalog needs of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,7 @@ pub struct Summary {
     pub artefact: FileRecord,
     pub index: Option<FileRecord>,
     pub parent: Option<BackupId>,
+    pub suspect: Vec<Fall>,
 }
 
 impl Summary {
@@ -61,6 +63,7 @@ impl Summary {
             artefact: manifest.artefact.clone(),
             index: manifest.index.clone(),
             parent: manifest.parent.clone(),
+            suspect: manifest.suspect.clone(),
         }
     }
 }

@@ -48,17 +48,25 @@ impl Part {
 /// Outcomes that a listing shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
+    /// A person said that a suspect backup is as it should be.
+    Accepted,
     Verified,
     Proven,
     Failed,
 }
 
 impl Outcome {
-    pub const ALL: [Outcome; 3] = [Outcome::Verified, Outcome::Proven, Outcome::Failed];
+    pub const ALL: [Outcome; 4] = [
+        Outcome::Accepted,
+        Outcome::Verified,
+        Outcome::Proven,
+        Outcome::Failed,
+    ];
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Outcome::Accepted => "accepted",
             Outcome::Verified => "verified",
             Outcome::Proven => "proven",
             Outcome::Failed => "failed",
@@ -115,32 +123,6 @@ pub fn is_base_file(name: &str) -> bool {
         return false;
     };
     stem == "base" || stem == "pg_wal" || stem.parse::<u32>().is_ok()
-}
-
-/// `backup_app_20250122_020015.sql.gz`.
-///
-/// # Errors
-/// As [`part_key`], and so for the three below.
-pub fn artefact_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Artefact)
-}
-
-/// `….sql.gz.json`.
-#[allow(clippy::missing_errors_doc)]
-pub fn manifest_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Manifest)
-}
-
-/// `….sql.gz.idx`.
-#[allow(clippy::missing_errors_doc)]
-pub fn index_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Index)
-}
-
-/// `….sql.gz.sha256`.
-#[allow(clippy::missing_errors_doc)]
-pub fn sums_key(id: &BackupId, codec: Codec) -> Result<Key> {
-    part_key(id, codec, false, Part::Sums)
 }
 
 /// `.pgark/state/<id>.verified.json` and its like.

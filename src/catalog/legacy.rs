@@ -1,7 +1,8 @@
 //! Backups of the old service: are they good?
 //!
 //! A legacy backup has no manifest to be compared with. It is good when its checksum holds and
-//! its stream, decoded to the end, closes with pg_dump's completion line. Reads only.
+//! its stream, decoded to the end, closes with pg_dump's completion line. An encrypted one shows
+//! no end, and the old service wrote none: its manifest was lost, and it is not good. Reads only.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -40,6 +41,15 @@ pub fn check_legacy(store: &dyn Store, entry: &Entry) -> Result<()> {
     let (_, sha256) = store::hash(store, &artefact)?;
     if !expected.eq_ignore_ascii_case(&sha256) {
         return Err(damage(format!("its SHA-256 is not the one in {sums}")));
+    }
+    if entry.encrypted {
+        return Err(Error::damage(format!(
+            "{} is encrypted and has no manifest, so nothing tells whether it is whole",
+            entry.id
+        ))
+        .hint(format!(
+            "copy the manifest anew from another store, or try it by hand: `age -d -i KEY {artefact}`"
+        )));
     }
     let source = StoreReader::open(store, &artefact)?;
     match ends_complete(entry.codec, source) {

@@ -4,52 +4,22 @@
 //! either legacy (it has a `.sha256`) or not listed at all. Reads only.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde::Serialize;
 
+use super::base;
 use super::known::{Known, Summary};
 use super::layout::{Outcome, Part, parse_key, part_key};
 use super::legacy::check_legacy;
 use super::manifest::{FileRecord, Manifest};
-use super::{base, state};
+pub use super::state::State;
+use super::state::{self, Standing};
+use crate::anomaly;
 use crate::config::distance;
 use crate::error::{Error, Kind, Result};
 use crate::store::{Key, Object, Store};
 use crate::units::{BackupId, BackupKind, Codec};
-
-/// What is known of a backup (design §2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Its manifest is committed, and its files have the manifest's sizes.
-    Taken,
-    /// Re-read and decoded.
-    Verified,
-    /// Passed a drill.
-    Proven,
-    /// Damaged, or failed a verify or a drill; `reason` says how.
-    Failed,
-    /// The manifest is there, the artefact is not.
-    Missing,
-    /// Of the old service.
-    Legacy,
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            State::Taken => "taken",
-            State::Verified => "verified",
-            State::Proven => "proven",
-            State::Failed => "failed",
-            State::Missing => "missing",
-            State::Legacy => "legacy",
-        })
-    }
-}
 
 /// One backup.
 #[derive(Debug, Clone)]
@@ -85,6 +55,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Nothing is known against its bytes: good, or only suspect. (Not a legacy one's question.)
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.good || self.state == State::Suspect
+    }
+
     /// The name of one of its files.
     ///
     /// # Errors
@@ -158,8 +134,8 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
             sha256: None,
             id,
         };
-        let outcome = outcomes.remove(&entry.id);
-        found.push((entry, family, outcome));
+        let standing = outcomes.remove(&entry.id).unwrap_or_default();
+        found.push((entry, family, standing));
     }
     let manifests = found
         .iter()
@@ -178,9 +154,10 @@ fn examine(
     known: &Known,
     mut entry: Entry,
     family: &Family<'_>,
-    outcome: Option<(Outcome, Object)>,
+    standing: Standing,
 ) -> Option<Entry> {
-    let outcome = outcome.map(|(outcome, file)| {
+    let accepted = standing.accepted;
+    let outcome = standing.outcome.map(|(outcome, file)| {
         let failed = outcome == Outcome::Failed;
         (
             outcome,
@@ -189,7 +166,7 @@ fn examine(
     });
     if let Some(file) = family.get(&Part::Manifest) {
         match summary(store, known, &mut entry, file) {
-            Ok(summary) => judge(&mut entry, summary, family, outcome),
+            Ok(summary) => judge(&mut entry, summary, family, outcome, accepted),
             Err(error) => entry.cannot_read(error),
         }
     } else if family.contains_key(&Part::Artefact)
@@ -210,7 +187,7 @@ fn examine(
     Some(entry)
 }
 
-type Found<'a> = (Entry, Family<'a>, Option<(Outcome, Object)>);
+type Found<'a> = (Entry, Family<'a>, Standing);
 
 /// Examines all of them, so many at once: far away, each costs a round trip.
 fn in_parallel(store: &dyn Store, known: &Known, found: Vec<Found<'_>>) -> Vec<Entry> {
@@ -220,10 +197,10 @@ fn in_parallel(store: &dyn Store, known: &Known, found: Vec<Found<'_>>) -> Vec<E
         let mut entries = Vec::new();
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some((entry, family, outcome)) = next else {
+            let Some((entry, family, standing)) = next else {
                 return entries;
             };
-            entries.extend(examine(store, known, entry, &family, outcome));
+            entries.extend(examine(store, known, entry, &family, standing));
         }
     };
     if threads <= 1 {
@@ -262,6 +239,7 @@ fn judge(
     summary: Summary,
     family: &Family,
     outcome: Option<(Outcome, Option<String>)>,
+    accepted: bool,
 ) {
     entry.cluster.clone_from(&summary.cluster);
     entry.database.clone_from(&summary.database);
@@ -291,7 +269,13 @@ fn judge(
         }
         (None, Some((Outcome::Verified, _))) => entry.state = State::Verified,
         (None, Some((Outcome::Proven, _))) => entry.state = State::Proven,
-        (None, None) => {}
+        // `Accepted` is no outcome of this kind.
+        (None, Some((Outcome::Accepted, _)) | None) => {}
+    }
+    if entry.good && !summary.suspect.is_empty() && !accepted {
+        entry.state = State::Suspect;
+        entry.good = false;
+        entry.reason = Some(anomaly::sentence(&summary.suspect));
     }
     entry.summary = Some(summary);
 }

@@ -2,13 +2,20 @@
 //!
 //! Unknown fields are ignored, so that a newer pgark may add some; a change that an older one would
 //! misread raises `format`.
+//!
+//! Invariant: the manifest of an encrypted backup names no table and nothing else from within the
+//! database, but its name. What does lies in it encrypted (`sealed`): see [`Manifest::conceal`].
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::layout::{self, Part};
+use crate::anomaly::Fall;
 use crate::error::{Error, Result};
 use crate::store::Key;
 use crate::units::{BackupId, BackupKind, Codec, Lsn, SegmentSize, Timeline};
@@ -93,6 +100,16 @@ pub struct BaseRecord {
     pub settings: BTreeMap<String, String>,
 }
 
+/// What names anything within the database.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Details {
+    pub tables: Vec<TableCount>,
+    pub properties: Option<serde_json::Value>,
+    pub extensions: Vec<NamedVersion>,
+    pub warnings: Vec<String>,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -120,6 +137,15 @@ pub struct Manifest {
     pub codec: String,
     #[serde(default)]
     pub encrypted: bool,
+    /// Whom it is encrypted for: public keys of age.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<String>,
+    /// What only they can read of this manifest: a file of age as base64; inside, [`Details`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
+    /// How many tables, where their names are sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table_count: Option<u64>,
     pub artefact: FileRecord,
     #[serde(default)]
     pub index: Option<FileRecord>,
@@ -154,6 +180,9 @@ pub struct Manifest {
     /// What pg_dump and pgark warned about.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// How it fell against the good backups before it: then it is suspect until it is accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspect: Vec<Fall>,
 }
 
 impl Manifest {
@@ -181,6 +210,9 @@ impl Manifest {
             dump_program: String::new(),
             codec: codec.to_string(),
             encrypted: false,
+            recipients: Vec::new(),
+            sealed: None,
+            table_count: None,
             artefact: FileRecord::default(),
             index: None,
             raw_bytes: 0,
@@ -195,6 +227,7 @@ impl Manifest {
             parent: None,
             base: None,
             warnings: Vec::new(),
+            suspect: Vec::new(),
         }
     }
 
@@ -209,6 +242,63 @@ impl Manifest {
         files.push(&base.backup_manifest);
         files.extend(archives.map(|one| &one.index));
         files
+    }
+
+    /// The name of one of the backup's files.
+    ///
+    /// # Errors
+    /// `Usage` when its codec is none.
+    pub fn key(&self, part: Part) -> Result<Key> {
+        layout::part_key(&self.id, Codec::parse(&self.codec)?, self.encrypted, part)
+    }
+
+    /// Moves what names anything within the database into `sealed`, encrypted by `seal`, and
+    /// gives it back for [`Self::with`].
+    ///
+    /// # Errors
+    /// As `seal`.
+    pub fn conceal(&mut self, seal: &dyn Fn(&[u8]) -> Result<Vec<u8>>) -> Result<Details> {
+        let details = Details {
+            tables: std::mem::take(&mut self.tables),
+            properties: self.properties.take(),
+            extensions: std::mem::take(&mut self.extensions),
+            warnings: std::mem::take(&mut self.warnings),
+        };
+        self.table_count = Some(details.tables.len() as u64);
+        let json = serde_json::to_vec(&details)
+            .map_err(|error| Error::failed(format!("the manifest of {}: {error}", self.id)))?;
+        self.sealed = Some(STANDARD.encode(seal(&json)?));
+        Ok(details)
+    }
+
+    /// With everything in the clear.
+    #[must_use]
+    pub fn with(self, details: Details) -> Manifest {
+        Manifest {
+            sealed: None,
+            table_count: None,
+            tables: details.tables,
+            properties: details.properties,
+            extensions: details.extensions,
+            warnings: details.warnings,
+            ..self
+        }
+    }
+
+    /// The manifest with what `open` decrypts; as it is, when nothing is sealed.
+    ///
+    /// # Errors
+    /// `Damage` when that is not as it was written, else as `open`.
+    pub fn reveal(self, open: &dyn Fn(&[u8]) -> Result<Vec<u8>>) -> Result<Manifest> {
+        let Some(sealed) = &self.sealed else {
+            return Ok(self);
+        };
+        let what = format!("the sealed part of the manifest of {}", self.id);
+        let damage = || Error::damage(format!("{what} is damaged"));
+        let sealed = STANDARD.decode(sealed).map_err(|_| damage())?;
+        let json = open(&sealed).map_err(|error| error.context(&what))?;
+        let details = serde_json::from_slice(&json).map_err(|_| damage())?;
+        Ok(self.with(details))
     }
 
     /// The JSON that is stored. Its last field, `check`, is the SHA-256 of all bytes before it,

@@ -4,11 +4,12 @@
 //! - A temporary name of a dump or globals: its pattern is pgark's alone, and the caller holds
 //!   the lock under which they are written, so its writer is dead. Any other temporary name (a
 //!   state file, a base backup) may belong to a living run under another lock: after a day.
-//! - An artefact without manifest and without `.sha256`, with pgark's mark in its first frame:
+//! - An artefact without manifest and without `.sha256`, with pgark's mark at its beginning:
 //!   the crash came between two steps of the commit or of a deletion. After a day, or at once
 //!   when a dead run had noted its id.
-//! - An encrypted or uncompressed artefact shows no sure mark: a dead run must have noted it.
-//! - An index without manifest and without `.sha256`: by its own first line, under the same ages.
+//! - An uncompressed artefact that is not encrypted shows no sure mark: a dead run must have noted it.
+//! - An index without manifest and without `.sha256`: by its own first line, or by the mark when it
+//!   is encrypted, under the same ages.
 //! - An outcome without any file of its backup, after a day.
 //!
 //! What is never touched: an artefact with a `.sha256` and no manifest (legacy, always); one
@@ -73,7 +74,7 @@ pub fn clear_remains(
             continue;
         }
         let dead = dead_run_ids.iter().any(|dead| dead == id.as_str());
-        let markless = *encrypted || *codec == Codec::None.name();
+        let markless = !encrypted && *codec == Codec::None.name();
         // Index first, as in every deletion.
         for part in [Part::Index, Part::Artefact] {
             let Some(object) = family.get(&part) else {
@@ -120,7 +121,7 @@ pub(super) fn is_ours(store: &dyn Store, key: &Key) -> Result<bool> {
     let Some(object) = store.stat(key)? else {
         return Ok(false);
     };
-    if matches!(parse_key(key.as_str()), Some((_, _, _, Part::Index))) {
+    if matches!(parse_key(key.as_str()), Some((_, _, false, Part::Index))) {
         return Ok(is_index(StoreReader::open(store, key)?));
     }
     let first = store.read(key, 0..object.bytes.min(MARK_BYTES))?;

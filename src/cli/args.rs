@@ -3,17 +3,15 @@
 //! Invariant: only what this version does is in the help; wrong usage ends with exit code 2
 //! (clap's own, and design §6).
 
+mod flags;
+mod values;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
-use jiff::civil::{Date, DateTime};
-use jiff::tz::TimeZone;
 
-use crate::config::Flags;
-
-/// PostgreSQL's `NAMEDATALEN` less one.
-const NAME_LEN_MAX: usize = 63;
+use self::values::{database, jobs, mapping, rate_kib, time};
 
 /// PostgreSQL backups that anyone can restore.
 #[derive(Debug, Clone, Parser)]
@@ -117,10 +115,30 @@ Examples:
   pgark restore                                  the newest, into <database>_restored_<time>
   pgark restore latest --database app --into app_check
   pgark restore backup_app_20250122_020015 --dry-run
+  pgark restore latest --replace                 restored beside, checked, then swapped in
+  pgark restore latest --table orders --into app the lost table back beside the others
   pgark restore latest --data-dir /var/lib/postgresql/restored     a whole cluster
 
-An existing database, and a directory that is not empty, is never touched.")]
+Without --replace and --table an existing database is never touched, a directory that is not empty never.")]
     Restore(Restore),
+
+    /// Look what backups need and do not have, and print what mends it
+    #[command(after_help = "\
+Examples:
+  pgark check                   exit code 1 when a backup would fail or leave something out
+  pgark check --json
+
+Nothing is changed on the server, and nothing is left in a store.")]
+    Check(Check),
+
+    /// Say that a suspect backup is as it should be
+    #[command(after_help = "\
+Example:
+  pgark accept backup_app_20250122_020015
+
+A backup that holds far less than the good ones before it is suspect: it is kept, `latest` passes
+over it, and nothing of its database expires until somebody accepts it.")]
+    Accept(Accept),
 
     /// Delete the backups that nothing keeps, or show which and why
     #[command(after_help = "\
@@ -148,15 +166,65 @@ Example:
   pgark cat latest | psql -v ON_ERROR_STOP=1 -d app")]
     Cat(Cat),
 
+    /// Make a key for encrypted backups
+    #[command(after_help = "\
+Example:
+  pgark keygen --out pgark.key      then set BACKUP_ENCRYPT_RECIPIENTS to what it prints
+
+The key opens the backups: keep it where they are not. docs/encryption.md")]
+    Keygen(Keygen),
+
     /// See it work: backup, disaster and restore on a throwaway server
     #[command(after_help = "\
 Example:
   pgark demo            needs PostgreSQL's server programs; leaves nothing behind")]
     Demo(Demo),
+
+    /// Print what makes a shell complete pgark's words
+    #[command(after_help = "\
+Example:
+  pgark completions bash > /etc/bash_completion.d/pgark")]
+    Completions(Completions),
+
+    /// Print the manual page
+    #[command(after_help = "\
+Example:
+  pgark man | man -l -")]
+    Man,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Serve {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Check {
+    /// Look at this database, its name taken literally; may be repeated [DB_NAME]
+    #[arg(long, value_name = "NAME", value_parser = database)]
+    pub database: Vec<String>,
+
+    #[command(flatten)]
+    pub width: Width,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Accept {
+    /// A backup's id; those of its database that hold no less are accepted with it
+    #[arg(value_name = "BACKUP")]
+    pub backup: String,
+
     #[command(flatten)]
     pub place: Place,
 }
@@ -278,6 +346,7 @@ pub struct Verify {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Restore {
     /// A backup's id, or `latest`
     #[arg(value_name = "BACKUP", default_value = "latest")]
@@ -292,14 +361,34 @@ pub struct Restore {
     pub into: Option<String>,
 
     /// Restore a base backup into this empty or absent directory
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["into", "database", "keep"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["into", "database", "keep", "replace", "table", "globals", "server"])]
     pub data_dir: Option<PathBuf>,
 
     /// Put a tablespace that lay in OLD into NEW; may be repeated
     #[arg(long, value_name = "OLD=NEW", requires = "data_dir", value_parser = mapping)]
     pub tablespace_mapping: Vec<(PathBuf, PathBuf)>,
 
-    /// Show the plan and stop
+    /// Take the place of the database (of --into, else of the backup's own); the old one is kept
+    #[arg(long, conflicts_with = "table")]
+    pub replace: bool,
+
+    /// End the sessions that are connected when the swap comes
+    #[arg(long, requires = "replace")]
+    pub disconnect: bool,
+
+    /// Only this table, `table` or `schema.table`, with what belongs to it; may be repeated
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+
+    /// Restore roles and tablespaces first; those that exist are left alone
+    #[arg(long)]
+    pub globals: bool,
+
+    /// Into another server: a connection string or URI [the server of DB_HOST]
+    #[arg(long, value_name = "CONNINFO")]
+    pub server: Option<String>,
+
+    /// Show the plan, look whether the server can take it, and stop
     #[arg(long)]
     pub dry_run: bool,
 
@@ -325,6 +414,13 @@ pub struct Cat {
 }
 
 #[derive(Debug, Clone, clap::Args)]
+pub struct Keygen {
+    /// Write the secret key into this new file; without it, to stdout
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
 pub struct Demo {
     /// Keep the backups that it made, and say where
     #[arg(long)]
@@ -336,104 +432,6 @@ pub struct Demo {
 
     #[command(flatten)]
     pub width: Width,
-}
-
-impl Args {
-    /// What the configuration takes from the command line. `restore --database` is not among
-    /// it: that chooses a backup, not what to back up.
-    #[must_use]
-    pub fn flags(&self) -> Flags {
-        let mut flags = Flags {
-            config: self.global.config.clone(),
-            cluster: self.global.cluster.clone(),
-            ..Flags::default()
-        };
-        let (place, width) = match &self.verb {
-            Verb::Backup(verb) => {
-                flags.database.clone_from(&verb.database);
-                flags.compression.clone_from(&verb.compression);
-                (Some(&verb.place), Some(&verb.width))
-            }
-            Verb::Serve(verb) => (Some(&verb.place), None),
-            Verb::Prune(verb) => (Some(&verb.place), None),
-            Verb::Status(verb) => (Some(&verb.place), None),
-            Verb::Replicate(verb) => (Some(&verb.place), None),
-            Verb::List(verb) => (Some(&verb.place), None),
-            Verb::Show(verb) => (Some(&verb.place), None),
-            Verb::Verify(verb) => (Some(&verb.place), Some(&verb.width)),
-            Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
-            Verb::Cat(verb) => (Some(&verb.place), None),
-            Verb::Demo(verb) => (None, Some(&verb.width)),
-        };
-        flags.dir = place.and_then(|place| place.dir.clone());
-        flags.jobs = width.and_then(|width| width.jobs);
-        flags
-    }
-}
-
-fn jobs(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(jobs @ 1..=64) => Ok(jobs),
-        _ => Err("expected a whole number from 1 to 64".to_owned()),
-    }
-}
-
-fn mapping(text: &str) -> Result<(PathBuf, PathBuf), String> {
-    match text.split_once('=') {
-        Some((old, new)) if old.starts_with('/') && new.starts_with('/') => {
-            Ok((PathBuf::from(old), PathBuf::from(new)))
-        }
-        _ => Err("expected OLD=NEW, two absolute paths".to_owned()),
-    }
-}
-
-/// `100m` → 102400 KiB; a number alone counts KiB, as pg_basebackup's.
-fn rate_kib(text: &str) -> Result<u32, String> {
-    let lower = text.to_ascii_lowercase();
-    let (digits, shift) = match lower.as_bytes().last() {
-        Some(b'k') => (&lower[..lower.len() - 1], 0),
-        Some(b'm') => (&lower[..lower.len() - 1], 10),
-        Some(b'g') => (&lower[..lower.len() - 1], 20),
-        _ => (&lower[..], 0),
-    };
-    let kib = digits
-        .parse()
-        .ok()
-        .and_then(|count: u32| count.checked_mul(1 << shift));
-    kib.filter(|kib| (32..=1 << 20).contains(kib))
-        .ok_or_else(|| "expected 32k to 1g, for example 50m".to_owned())
-}
-
-fn database(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        Err("a database's name is not empty".to_owned())
-    } else if text.len() > NAME_LEN_MAX {
-        Err(format!(
-            "the name has {} bytes; PostgreSQL's names have at most {NAME_LEN_MAX}",
-            text.len()
-        ))
-    } else {
-        Ok(text.to_owned())
-    }
-}
-
-/// Parses a moment. Without an offset it is UTC, as every time that pgark prints.
-fn time(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let civil = match text.parse::<Date>() {
-        // A date alone is its midnight; one with a time parses below.
-        Ok(date) if text.len() <= 10 => date.to_datetime(jiff::civil::Time::midnight()),
-        _ => text.parse::<DateTime>().map_err(|_| {
-            "expected a time such as 2025-01-22, \"2025-01-22 02:00\" or 2025-01-22T02:00:00Z"
-                .to_owned()
-        })?,
-    };
-    civil
-        .to_zoned(TimeZone::UTC)
-        .map(|zoned| zoned.timestamp())
-        .map_err(|_| "the time is out of range".to_owned())
 }
 
 #[cfg(test)]

@@ -20,17 +20,16 @@ use self::session::Session;
 use self::stage::Stage;
 use self::story::Figures;
 use super::args::{Demo, Global};
-use super::{print, print_json, read, restore as restore_verb};
-use crate::backup::dump::Options;
+use super::{print, print_json, read};
 use crate::backup::run::{self, Run};
 use crate::cancel::Token;
 use crate::catalog::layout::Part;
-use crate::catalog::list::{self, Entry};
+use crate::catalog::list::{self, Catalog, Entry};
 use crate::error::{Error, Result};
 use crate::postgres::process::{Child, clean_command};
 use crate::postgres::{Target, quote_ident};
 use crate::progress::Reporter;
-use crate::restore::dump;
+use crate::restore::{dump, fresh_name};
 use crate::store::Store;
 
 /// What people do on a Friday.
@@ -139,18 +138,13 @@ impl Play {
         let outcome = run::run(&Run {
             target: shop,
             databases: &app.databases()?,
-            options: Options {
-                cluster: app.config.cluster.clone(),
-                codec: app.codec,
-                jobs: app.config.jobs,
-                lock_timeout: app.config.lock_timeout,
-                started_at: crate::clock::now(),
-            },
+            options: app.dump_options(crate::clock::now()),
             store,
             dir: &app.config.dir,
             tools: &app.tools(),
             progress: &progress,
             cancel: &app.cancel,
+            gate: &app.gate(&Catalog::default()),
             say: &|_| {},
         });
         drop(reporter);
@@ -185,6 +179,7 @@ impl Play {
         self.figures.verified = crate::verify::entry(
             store,
             entry,
+            None,
             stage.app.config.jobs,
             &progress,
             &stage.app.cancel,
@@ -221,7 +216,7 @@ impl Play {
         before: &Fingerprint,
     ) -> Result<()> {
         let (app, started) = (&stage.app, Instant::now());
-        let name = restore_verb::default_name(sample::DATABASE);
+        let name = fresh_name(sample::DATABASE, "restored");
         let manifest = entry
             .manifest
             .as_ref()
@@ -232,17 +227,19 @@ impl Play {
             &entry.key(Part::Index)?,
             entry.codec,
             manifest,
+            None,
         )?;
         let progress = app.progress();
         let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), self.quiet);
-        let result = source.restore(
-            &stage.admin,
-            &name,
-            app.config.jobs,
-            false,
-            &progress,
-            &app.cancel,
-        );
+        let result = source.restore(&dump::Job {
+            target: &stage.admin,
+            name: &name,
+            jobs: app.config.jobs,
+            keep: false,
+            stead: None,
+            progress: &progress,
+            cancel: &app.cancel,
+        });
         drop(reporter);
         result?;
         self.figures.restored.database.clone_from(&name);

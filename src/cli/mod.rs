@@ -4,14 +4,19 @@
 //! out, and its kind alone decides the exit code. A reader that closes stdout early
 //! (`| head`) is no failure.
 
+mod accept;
 pub mod args;
 mod backup;
+mod check;
 mod clusters;
 mod demo;
+mod keygen;
+mod manual;
 mod read;
 mod render;
 mod restore;
 mod restore_base;
+mod restore_page;
 mod serve;
 mod service;
 
@@ -46,7 +51,7 @@ fn run(args: &Args) -> Result<u8> {
     let work = match &args.verb {
         Verb::Serve(_) => Some(Work::Serve),
         Verb::Backup(_) => Some(Work::Write),
-        Verb::Demo(_) => None,
+        Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => None,
         Verb::Status(verb) if verb.probe => None,
         _ => Some(Work::Read),
     };
@@ -62,8 +67,12 @@ fn run(args: &Args) -> Result<u8> {
 fn work_on(args: &Args) -> Result<()> {
     let cancel = Token::new();
     watch_signals(&cancel)?;
-    if let Verb::Demo(demo) = &args.verb {
-        return demo::demo(demo, &args.global, &cancel);
+    match &args.verb {
+        Verb::Demo(demo) => return demo::demo(demo, &args.global, &cancel),
+        Verb::Completions(verb) => return manual::completions(verb),
+        Verb::Man => return manual::man(),
+        Verb::Keygen(verb) => return keygen::keygen(verb, &args.global),
+        _ => {}
     }
     let environment = keeper::environment()?;
     let apps = App::all(&args.flags(), &environment, &cancel)?;
@@ -76,6 +85,8 @@ fn work_on(args: &Args) -> Result<()> {
     let holding = |backup: &str, database| holding(&apps, backup, database, &args.global);
     match &args.verb {
         Verb::Serve(_) => serve::serve(apps, &environment, &args.flags()),
+        Verb::Check(_) => each(&apps, |app, out| check::check(app, &args.global, out)),
+        Verb::Accept(verb) => accept::accept(holding(&verb.backup, None)?, verb, &args.global),
         Verb::Prune(verb) => each(&apps, |app, out| {
             service::prune(app, verb, &args.global, out)
         }),
@@ -104,7 +115,7 @@ fn work_on(args: &Args) -> Result<()> {
                 None => restore::restore(app, verb, &args.global),
             }
         }
-        Verb::Demo(_) => Ok(()),
+        Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => Ok(()),
     }
 }
 

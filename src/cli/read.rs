@@ -10,7 +10,7 @@ use super::clusters::Out;
 use super::render::Listed;
 use super::{note, print, print_json, render};
 use crate::app::App;
-use crate::archive::{Index, StoreReader, codec, reader};
+use crate::archive::{Artefact, Identities, Index, StoreReader, codec};
 use crate::catalog::layout::Part;
 use crate::catalog::legacy::check_legacy;
 use crate::catalog::list::{Catalog, Entry, State};
@@ -62,8 +62,15 @@ fn say_empty(apps: &[App], global: &Global) {
             Some(name) => name.clone(),
             None => app.store_names().join(" and "),
         };
-        let (whose, dir) = (app.whose(), app.config.dir.display());
-        note(&format!("{whose}no backups in {names} ({dir})"));
+        let whose = app.whose();
+        let dir = app
+            .config
+            .has_local()
+            .then(|| format!(" ({})", app.config.dir.display()));
+        note(&format!(
+            "{whose}no backups in {names}{}",
+            dir.unwrap_or_default()
+        ));
     }
 }
 
@@ -121,13 +128,22 @@ pub(super) fn choose(
     if backup != "latest" {
         let mut entry = catalog.find(backup)?.clone();
         entry.complete(store);
+        if entry.state == State::Suspect {
+            let how = entry.reason.as_deref().unwrap_or_default();
+            note(&format!("warning: {} is suspect: {how}", entry.id));
+        }
         return Ok(entry);
     }
     let (entry, skipped) = catalog.latest_good(store, BackupKind::Dump, database)?;
     for newer in skipped {
         let state = newer.state.to_string();
         let reason = newer.reason.as_deref().unwrap_or(&state);
-        note(&format!("passed over {}: {reason}", newer.id));
+        let suspect = if newer.state == State::Suspect {
+            "suspect: "
+        } else {
+            ""
+        };
+        note(&format!("passed over {}: {suspect}{reason}", newer.id));
     }
     Ok(entry)
 }
@@ -148,7 +164,7 @@ pub(super) fn locate(
     };
     let wanted = global.store.as_deref();
     let found = find(wanted);
-    let whole = |entry: &Entry| entry.good || entry.state == State::Legacy;
+    let whole = |entry: &Entry| entry.is_whole() || entry.state == State::Legacy;
     let good = matches!(&found, Ok((_, entry)) if whole(entry));
     if good || wanted.is_some() {
         return found;
@@ -166,7 +182,11 @@ pub(super) fn locate(
 }
 
 pub(super) fn show(app: &App, verb: &Show, global: &Global) -> Result<()> {
-    let (store, entry) = locate(app, global, &verb.backup, None)?;
+    let (store, mut entry) = locate(app, global, &verb.backup, None)?;
+    // What it is needs no key; what is in it does.
+    if app.config.encryption.identity.is_some() {
+        app.unseal(&mut entry)?;
+    }
     if global.json {
         let mut value = render::entry_json(&entry, &[store.name()], &app.prefix());
         value["manifest"] = serde_json::to_value(&entry.manifest).unwrap_or_default();
@@ -190,14 +210,14 @@ pub(super) fn verify(app: &App, verb: &Verify, global: &Global, out: &mut Out<'_
     if entries.is_empty() {
         note(&format!("no backups in {}", store.describe()));
     }
+    let identities = if entries.iter().any(|entry| entry.encrypted) {
+        app.identities()?
+    } else {
+        None
+    };
     let (mut results, mut damaged, mut unread) = (vec![], vec![], None);
     for entry in &entries {
-        let progress = app.progress();
-        let _reading = app.reading(entry);
-        let reporter = Reporter::start("verify", std::sync::Arc::clone(&progress), global.quiet);
-        let (jobs, cancel) = (app.config.jobs, &app.cancel);
-        let result = check::entry(store.as_ref(), entry, jobs, &progress, cancel);
-        drop(reporter);
+        let result = read_back(app, store.as_ref(), entry, identities, global.quiet);
         let (word, text) = match &result {
             Ok(text) => ("good", text.clone()),
             Err(error) if matches!(error.kind, Kind::Damage) => {
@@ -212,7 +232,8 @@ pub(super) fn verify(app: &App, verb: &Verify, global: &Global, out: &mut Out<'_
             }
         };
         if global.json {
-            results.push(json!({"id": format!("{prefix}{}", entry.id), "ok": result.is_ok(), "detail": text}));
+            let content = result.is_ok() && !check::is_shallow(entry, identities);
+            results.push(json!({"id": format!("{prefix}{}", entry.id), "ok": result.is_ok(), "content": content, "detail": text}));
         } else {
             print(&format!("{prefix}{}  {word}  {text}\n", entry.id))?;
         }
@@ -232,6 +253,20 @@ pub(super) fn verify(app: &App, verb: &Verify, global: &Global, out: &mut Out<'_
     .hint("`pgark list` shows the others; take a new backup now"))
 }
 
+fn read_back(
+    app: &App,
+    store: &dyn Store,
+    entry: &Entry,
+    identities: Option<&Identities>,
+    quiet: bool,
+) -> Result<String> {
+    let progress = app.progress();
+    let _reading = app.reading(entry);
+    let _reporter = Reporter::start("verify", std::sync::Arc::clone(&progress), quiet);
+    let jobs = app.config.jobs;
+    check::entry(store, entry, identities, jobs, &progress, &app.cancel)
+}
+
 fn newest(catalog: &Catalog) -> Result<Entry> {
     let dumps = catalog
         .entries
@@ -247,7 +282,7 @@ fn newest(catalog: &Catalog) -> Result<Entry> {
 }
 
 pub(super) fn cat(app: &App, verb: &Cat, global: &Global) -> Result<()> {
-    let (store, entry) = locate(app, global, &verb.backup, None)?;
+    let (store, mut entry) = locate(app, global, &verb.backup, None)?;
     let _reading = app.reading(&entry);
     let mut closed = false;
     let mut stdout = std::io::stdout().lock();
@@ -266,24 +301,28 @@ pub(super) fn cat(app: &App, verb: &Cat, global: &Global) -> Result<()> {
             Ok(()) => app.cancel.check(),
         }
     };
-    let result = pour(app, store.as_ref(), &entry, &mut out).and_then(|()| out(&[]));
+    let result = pour(app, store.as_ref(), &mut entry, &mut out).and_then(|()| out(&[]));
     if closed { Ok(()) } else { result }
 }
 
 /// Hands the whole text of a backup to `out`.
-fn pour(
+pub(super) fn pour(
     app: &App,
     store: &dyn Store,
-    entry: &Entry,
+    entry: &mut Entry,
     out: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let key = entry.key(Part::Artefact)?;
+    let identities = match &entry.manifest {
+        Some(_) => app.unseal(entry)?,
+        None => None,
+    };
     let index = entry.manifest.as_ref();
     if let Some(record) = index.and_then(|manifest| manifest.index.as_ref()) {
-        let index = Index::read(store, &entry.key(Part::Index)?, &record.sha256)?;
-        check_size(entry, &index)?;
-        let (codec, jobs) = (entry.codec, app.config.jobs);
-        return reader::stream(store, &key, codec, &index, jobs, &mut |raw, _| out(raw));
+        let index_key = entry.key(Part::Index)?;
+        let index = Index::read(store, &index_key, &record.sha256, identities)?;
+        let artefact = Artefact::open(store, key, entry.codec, identities)?;
+        return artefact.stream(&index, app.config.jobs, &mut |raw, _| out(raw));
     }
     if entry.state != State::Legacy {
         let reason = entry.reason.as_deref().unwrap_or("it has no manifest");
@@ -302,22 +341,4 @@ fn pour(
         }
         out(&chunk[..count])?;
     }
-}
-
-fn check_size(entry: &Entry, index: &Index) -> Result<()> {
-    let end = index
-        .frames
-        .last()
-        .map_or(0, |frame| frame.offset + frame.bytes);
-    if entry
-        .artefact
-        .as_ref()
-        .is_some_and(|object| object.bytes == end)
-    {
-        return Ok(());
-    }
-    Err(Error::damage(format!(
-        "{} is not as long as its index says",
-        entry.id
-    )))
 }

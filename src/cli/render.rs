@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::catalog::list::Entry;
+use crate::catalog::list::{Entry, State};
 use crate::catalog::manifest::{BaseRecord, Manifest};
 use crate::prune::Verdict;
 use crate::status::Status;
@@ -77,6 +77,10 @@ pub(super) fn entry_json<S: AsRef<str>>(entry: &Entry, stores: &[S], prefix: &st
     // A store that has lost the data does not hold the backup.
     let held = stores.iter().filter(|_| entry.artefact.is_some());
     let stores: Vec<&str> = held.map(AsRef::as_ref).collect();
+    let suspect = entry.summary.as_ref();
+    let suspect = suspect
+        .filter(|_| entry.state == State::Suspect)
+        .map_or(&[][..], |summary| &summary.suspect);
     json!({
         "id": format!("{prefix}{}", entry.id),
         "kind": entry.kind.to_string(),
@@ -87,6 +91,7 @@ pub(super) fn entry_json<S: AsRef<str>>(entry: &Entry, stores: &[S], prefix: &st
         "state": entry.state,
         "good": entry.good,
         "reason": entry.reason,
+        "suspect": suspect,
         "bytes": entry.bytes,
         "raw_bytes": entry.raw_bytes,
         "encrypted": entry.encrypted,
@@ -245,14 +250,18 @@ fn manifest_lines(manifest: &Manifest, line: &mut impl FnMut(&str, &str)) {
         manifest.system_identifier.as_deref().unwrap_or_default(),
     );
     line("program", &manifest.dump_program);
+    line("encrypted for", &manifest.recipients.join(", "));
     if let Some(base) = &manifest.base {
         base_lines(manifest, base, line);
+    } else if manifest.sealed.is_some() {
+        line(
+            "sealed",
+            "tables and properties; BACKUP_IDENTITY_FILE shows them",
+        );
     }
     if manifest.database.is_some() {
-        line(
-            "rows",
-            &format!("{} in {} tables", manifest.rows, manifest.tables.len()),
-        );
+        let tables = manifest.table_count.unwrap_or(manifest.tables.len() as u64);
+        line("rows", &format!("{} in {tables} tables", manifest.rows));
     }
     if let Some(objects) = manifest
         .large_objects

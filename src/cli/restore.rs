@@ -1,95 +1,138 @@
-//! `pgark restore`: a backup into a new database.
-
-use serde_json::json;
+//! `pgark restore`: a backup into a new database, in place of an old one, or some tables of it
+//! into one that exists.
+//!
+//! The order is the same for all: choose the backup, look at the server, say what is in the way, and
+//! only then begin. A dry run ends after the look.
 
 use super::args::{Global, Restore};
-use super::read::locate;
+use super::read::{locate, pour};
+use super::restore_page as page;
 use super::{note, print, print_json};
 use crate::app::App;
+use crate::archive::Identities;
 use crate::catalog::layout::Part;
 use crate::catalog::legacy::check_legacy;
-use crate::catalog::list::{Entry, State};
-use crate::error::{Error, Result};
+use crate::catalog::list::{self, Entry, State};
+use crate::error::{Error, Kind, Result};
+use crate::postgres::{Client, ConnInfo, Target, refuse_transaction_pooler};
 use crate::progress::Reporter;
-use crate::restore::plan::Work;
-use crate::restore::{dump, legacy};
+use crate::restore::compat::Report;
+use crate::restore::dump::{Job, Restored, Source};
+use crate::restore::globals::{Globals, Outcome};
+use crate::restore::replace::{Replacement, View, view};
+use crate::restore::{
+    Place, admin_connection, exists, free_name, fresh_name, legacy, refuse_existing, space,
+};
 use crate::store::Store;
-use crate::units::{BackupKind, ByteSize, stamp};
+use crate::units::BackupKind;
 
-/// PostgreSQL cuts longer names (NAMEDATALEN - 1).
-const NAME_BYTES_MAX: usize = 63;
-
-pub(super) fn restore(app: &App, verb: &Restore, global: &Global) -> Result<()> {
-    let (store, entry) = locate(app, global, &verb.backup, verb.database.as_deref())?;
-    let _reading = app.reading(&entry);
-    if entry.kind != BackupKind::Dump {
-        return Err(Error::usage(format!(
-            "{} holds {}, which is not a database",
-            entry.id, entry.kind
-        ))
-        .hint(format!(
-            "run it by hand: pgark cat {} | psql -X -d postgres",
-            entry.id
-        )));
-    }
-    let name = verb
-        .into
-        .clone()
-        .unwrap_or_else(|| default_name(entry.database.as_deref().unwrap_or("database")));
-    if entry.state == State::Legacy {
-        return restore_legacy(app, verb, global, store.as_ref(), &entry, &name);
-    }
-    let source = open(store.as_ref(), &entry)?;
-    if verb.dry_run {
-        return dry_run(app, global, &entry, &source, &name);
-    }
-    let target = app.pin(&[])?;
-    if !global.quiet {
-        note(&format!(
-            "restoring {} into database {name:?} on {}",
-            entry.id,
-            target.describe()
-        ));
-    }
-    let progress = app.progress();
-    let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), global.quiet);
-    let result = source.restore(
-        &target,
-        &name,
-        app.config.jobs,
-        verb.keep,
-        &progress,
-        &app.cancel,
-    );
-    drop(reporter);
-    let restored = result?;
-    for warning in &restored.warnings {
-        note(&format!("warning: {warning}"));
-    }
-    if global.json {
-        return print_json(
-            &json!({"backup": entry.id.as_str(), "database": restored.database, "tables": restored.tables,
-            "rows": restored.rows, "warnings": restored.warnings}),
-        );
-    }
-    print(&format!(
-        "restored {} into {:?}: {} tables, {} rows\n",
-        entry.id, name, restored.tables, restored.rows
-    ))
+/// What was asked for, and the backup that it means.
+pub(super) struct Order<'a> {
+    pub app: &'a App,
+    pub verb: &'a Restore,
+    pub global: &'a Global,
+    pub store: &'a dyn Store,
+    pub entry: &'a Entry,
+    /// The database to make, to replace, or to bring tables into.
+    pub name: String,
+    /// None for a legacy backup.
+    pub source: Option<Source<'a>>,
+    pub globals: Option<(String, Globals)>,
 }
 
-/// `<database>_restored_<YYYYMMDD_HHMMSS>`, the database's part cut to what a name can hold.
-pub(super) fn default_name(database: &str) -> String {
-    let suffix = format!("_restored_{}", stamp(crate::clock::now()));
-    let mut end = database.len().min(NAME_BYTES_MAX - suffix.len());
-    while !database.is_char_boundary(end) {
-        end -= 1;
+/// What the look at the server brought.
+pub(super) struct Look {
+    pub target: Target,
+    pub place: Place,
+    pub report: Report,
+    pub view: Option<View>,
+    /// What the globals would do.
+    pub globals: Option<Outcome>,
+}
+
+pub(super) fn restore(app: &App, verb: &Restore, global: &Global) -> Result<()> {
+    let (store, mut entry) = locate(app, global, &verb.backup, verb.database.as_deref())?;
+    let _reading = app.reading(&entry);
+    let store = store.as_ref();
+    match entry.kind {
+        BackupKind::Globals => return only_globals(app, verb, global, store, &entry),
+        BackupKind::Dump => {}
+        BackupKind::Base => {
+            return Err(Error::usage(format!(
+                "{} holds {}, which is not a database",
+                entry.id, entry.kind
+            )));
+        }
     }
-    format!("{}{suffix}", &database[..end])
+    let identities = app.unseal(&mut entry)?;
+    let mut order = order(app, verb, global, (store, identities), &entry)?;
+    let look = look(&mut order);
+    if verb.dry_run {
+        return page::dry_run(&order, look);
+    }
+    let look = look?;
+    for text in &look.report.notes {
+        note(text);
+    }
+    look.report.verdict()?;
+    if let Some(view) = &look.view {
+        view.refuse_sessions(&order.name, verb.disconnect)?;
+    }
+    let made = match &order.globals {
+        Some((_, globals)) => Some(globals.restore(&mut admin_connection(&look.target)?)?),
+        None => None,
+    };
+    let (restored, kept) = run(&order, &look)?;
+    page::done(&order, &restored, kept.as_deref(), made.as_ref())
+}
+
+/// The order, with everything read and checked that needs no server.
+fn order<'a>(
+    app: &'a App,
+    verb: &'a Restore,
+    global: &'a Global,
+    (store, identities): (&'a dyn Store, Option<&Identities>),
+    entry: &'a Entry,
+) -> Result<Order<'a>> {
+    let of = entry.database.as_deref().unwrap_or("database");
+    let name = match (&verb.into, verb.replace) {
+        (Some(name), _) => name.clone(),
+        (None, true) => of.to_owned(),
+        (None, false) => fresh_name(of, "restored"),
+    };
+    let source = if entry.state == State::Legacy {
+        if !verb.table.is_empty() {
+            return Err(Error::usage(format!("{} is a legacy backup: one stream, of which no table can be taken alone", entry.id))
+                .hint("restore it whole into a new database, and copy the table from there: pg_dump -t TABLE NEW | psql OLD"));
+        }
+        check_legacy(store, entry)?;
+        None
+    } else {
+        Some(open(store, entry, identities)?)
+    };
+    let globals = if verb.globals {
+        Some(belonging(app, store, entry)?)
+    } else {
+        None
+    };
+    Ok(Order {
+        app,
+        verb,
+        global,
+        store,
+        entry,
+        name,
+        source,
+        globals,
+    })
 }
 
 /// The dump's index and manifest, for reading its frames.
-fn open<'a>(store: &'a dyn Store, entry: &'a Entry) -> Result<dump::Source<'a>> {
+fn open<'a>(
+    store: &'a dyn Store,
+    entry: &'a Entry,
+    identities: Option<&Identities>,
+) -> Result<Source<'a>> {
     let refuse = |reason: &str| {
         Error::damage(format!("{} is not good: {reason}", entry.id))
             .hint("`pgark list` shows the others")
@@ -103,103 +146,293 @@ fn open<'a>(store: &'a dyn Store, entry: &'a Entry) -> Result<dump::Source<'a>> 
             entry.reason.as_deref().unwrap_or("its artefact is missing"),
         ));
     }
-    dump::Source::open(
+    Source::open(
         store,
         entry.key(Part::Artefact)?,
         &entry.key(Part::Index)?,
         entry.codec,
         manifest,
+        identities,
     )
 }
 
-fn restore_legacy(
+/// The globals of the same run, which come right after its dumps; else the newest before.
+fn belonging(app: &App, store: &dyn Store, dump: &Entry) -> Result<(String, Globals)> {
+    let catalog = list::load(store)?;
+    let cluster = |entry: &Entry| {
+        entry
+            .summary
+            .as_ref()
+            .and_then(|summary| summary.system_identifier.clone())
+    };
+    let of_cluster = |entry: &&Entry| match (cluster(entry), cluster(dump)) {
+        (Some(one), Some(other)) => one == other,
+        _ => true,
+    };
+    let found: Vec<&Entry> = catalog
+        .entries
+        .iter()
+        .filter(|entry| entry.kind == BackupKind::Globals && entry.good)
+        .filter(of_cluster)
+        .collect();
+    // Newest first: the last that is not older than the dump, else the first that is.
+    let entry = found
+        .iter()
+        .rfind(|entry| entry.started_at >= dump.started_at)
+        .or(found.first())
+        .ok_or_else(|| {
+            Error::failed(format!("there are no good globals beside {}", dump.id))
+                .hint("without --globals the database is restored alone; its roles must exist then")
+        })?;
+    Ok((entry.id.to_string(), parse(app, store, entry)?))
+}
+
+fn parse(app: &App, store: &dyn Store, entry: &Entry) -> Result<Globals> {
+    let (mut script, mut entry) = (Vec::new(), entry.clone());
+    entry.complete(store);
+    pour(app, store, &mut entry, &mut |bytes| {
+        script.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    Globals::parse(&script)
+}
+
+/// The server to restore into; not reached, nothing was touched.
+fn server(app: &App, verb: &Restore) -> Result<Target> {
+    let target = match &verb.server {
+        None => app.pin(&[]),
+        Some(text) => {
+            if ConnInfo::parse(text).is_ok_and(|info| info.get("password").is_some()) {
+                note(
+                    "warning: a password in --server can be seen by everybody on this machine; ~/.pgpass or a service file keeps it",
+                );
+            }
+            let target = app.elsewhere(text)?;
+            app.pin_to(&target, &[target.database().to_owned()])
+        }
+    };
+    target.map_err(|error| match error.kind {
+        Kind::Failed => Error {
+            kind: Kind::Unreachable,
+            ..error
+        },
+        _ => error,
+    })
+}
+
+/// Looks at the server and at what is there already. Reads only.
+fn look(order: &mut Order<'_>) -> Result<Look> {
+    let verb = order.verb;
+    let target = server(order.app, verb)?;
+    let mut admin = admin_connection(&target)?;
+    refuse_transaction_pooler(&mut admin)?;
+    let mut report = Report::default();
+    let globals = match &order.globals {
+        Some((_, globals)) => Some(globals.plan(&mut admin)?),
+        None => None,
+    };
+    let coming = order
+        .globals
+        .as_ref()
+        .map(|(_, globals)| globals.names())
+        .unwrap_or_default();
+    let view = if verb.replace {
+        Some(view(
+            &mut admin,
+            &order.name,
+            order.entry.id.as_str(),
+            &mut report,
+        )?)
+    } else {
+        if verb.into.is_none() {
+            let of = order.entry.database.as_deref().unwrap_or("database");
+            order.name = free_name(&mut admin, of, "restored")?;
+        }
+        if verb.table.is_empty() {
+            refuse_existing(&mut admin, &order.name)?;
+        }
+        None
+    };
+    let place = Place {
+        name: order.name.clone(),
+        inside: !verb.table.is_empty() && exists(&mut admin, &order.name)?,
+    };
+    let stead = view.as_ref().map(View::properties);
+    if let Some(source) = &mut order.source {
+        if !verb.table.is_empty() {
+            source.select(&verb.table, !place.inside)?;
+        }
+        source.look(&mut admin, &place, stead, &coming, &mut report)?;
+    }
+    if view.as_ref().is_none_or(|view| view.ready.is_none()) {
+        room(order, &mut admin, view.as_ref(), &mut report)?;
+    }
+    Ok(Look {
+        target,
+        place,
+        report,
+        view,
+        globals,
+    })
+}
+
+fn room(
+    order: &Order<'_>,
+    admin: &mut Client,
+    view: Option<&View>,
+    report: &mut Report,
+) -> Result<()> {
+    let raw_bytes = match &order.source {
+        Some(source) => source.tables().map(|table| table.bytes).sum(),
+        None => order.entry.bytes,
+    };
+    let tablespace = view.and_then(|view| view.properties().get("tablespace")?.as_str());
+    space::look(
+        admin,
+        tablespace,
+        raw_bytes,
+        view.map_or(0, |view| view.bytes),
+        report,
+    )
+}
+
+/// Restores; with `--replace` also the old database's name now.
+fn run(order: &Order<'_>, look: &Look) -> Result<(Restored, Option<String>)> {
+    let (verb, id) = (order.verb, order.entry.id.as_str());
+    if !verb.replace {
+        let inside = look.place.inside;
+        return Ok((fill(order, look, &order.name, None, inside)?, None));
+    }
+    let mut replacement = Replacement::begin(&look.target, &order.name, id, verb.disconnect)?;
+    for text in &replacement.notes {
+        note(text);
+    }
+    let (new, restored) = if let Some(ready) = replacement.ready.clone() {
+        note(&format!(
+            "{ready:?} is a finished restore of {id}: only the swap is left"
+        ));
+        (ready, order.expected())
+    } else {
+        let new = replacement.new_name()?;
+        let restored = fill(order, look, &new, Some(&replacement), false)?;
+        (new, restored)
+    };
+    let restored = Restored {
+        database: order.name.clone(),
+        ..restored
+    };
+    let swapped = replacement.swap(&new, &order.app.cancel)?;
+    Ok((restored, Some(swapped.kept)))
+}
+
+impl Order<'_> {
+    /// What a restore that is already done has restored.
+    fn expected(&self) -> Restored {
+        let Some(source) = &self.source else {
+            return Restored::default();
+        };
+        Restored {
+            tables: source.tables().count(),
+            rows: source.tables().map(|table| table.rows).sum(),
+            ..Restored::default()
+        }
+    }
+}
+
+fn fill(
+    order: &Order<'_>,
+    look: &Look,
+    name: &str,
+    replacement: Option<&Replacement>,
+    inside: bool,
+) -> Result<Restored> {
+    let (app, global, id) = (order.app, order.global, &order.entry.id);
+    if !global.quiet {
+        let into = if inside {
+            "existing database"
+        } else {
+            "database"
+        };
+        note(&format!(
+            "restoring {id} into {into} {name:?} on {}",
+            look.target.describe()
+        ));
+    }
+    let progress = app.progress();
+    let job = Job {
+        target: &look.target,
+        name,
+        jobs: app.config.jobs,
+        keep: order.verb.keep,
+        stead: replacement.map(|replacement| &replacement.stead),
+        progress: &progress,
+        cancel: &app.cancel,
+    };
+    let _reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), global.quiet);
+    match &order.source {
+        Some(source) if inside => source.restore_inside(&job),
+        Some(source) => source.restore(&job),
+        None => {
+            let psql = app.tools().newest("psql")?;
+            let source = legacy::Source {
+                id: id.as_str(),
+                store: order.store,
+                key: &order.entry.key(Part::Artefact)?,
+                codec: order.entry.codec,
+                psql: &psql,
+            };
+            let warnings = legacy::restore(&source, &job)?;
+            Ok(Restored {
+                database: name.to_owned(),
+                warnings,
+                ..Restored::default()
+            })
+        }
+    }
+}
+
+/// A backup of roles and tablespaces alone.
+fn only_globals(
     app: &App,
     verb: &Restore,
     global: &Global,
     store: &dyn Store,
     entry: &Entry,
-    name: &str,
 ) -> Result<()> {
-    check_legacy(store, entry)?;
-    if verb.dry_run {
-        let text = format!(
-            "{}: legacy, one stream of {} through psql into {name:?}\n",
-            entry.id,
-            ByteSize(entry.bytes)
-        );
-        return if global.json {
-            print_json(
-                &json!({"backup": entry.id.as_str(), "database": name, "legacy": true, "bytes": entry.bytes}),
-            )
-        } else {
-            print(&text)
-        };
+    if verb.replace || verb.into.is_some() || !verb.table.is_empty() {
+        return Err(Error::usage(format!("{} holds roles and tablespaces, and no database", entry.id))
+            .hint("--into, --replace and --table are for a database's backup; --globals beside one restores both"));
     }
-    let target = app.pin(&[])?;
-    let key = entry.key(Part::Artefact)?;
-    let psql = app.tools().newest("psql")?;
-    let source = legacy::Source {
-        store,
-        key: &key,
-        codec: entry.codec,
-        psql: &psql,
+    let globals = parse(app, store, entry)?;
+    let mut admin = admin_connection(&server(app, verb)?)?;
+    let there = admin.server_version_num() / 10_000;
+    let source = entry
+        .manifest
+        .as_ref()
+        .map_or(0, |manifest| manifest.server_version_num / 10_000);
+    if source > there {
+        return Err(Error::new(
+            Kind::Unreachable,
+            format!(
+                "{} is of PostgreSQL {source}, that server is {there}; nothing was touched",
+                entry.id
+            ),
+        )
+        .hint(format!("restore it into PostgreSQL {source} or later")));
+    }
+    let outcome = if verb.dry_run {
+        globals.plan(&mut admin)?
+    } else {
+        globals.restore(&mut admin)?
     };
-    let progress = app.progress();
-    let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), global.quiet);
-    let result = legacy::restore(&source, &target, name, verb.keep, &progress, &app.cancel);
-    drop(reporter);
-    result?;
     if global.json {
-        return print_json(&json!({"backup": entry.id.as_str(), "database": name, "legacy": true}));
+        print_json(&page::globals_json(entry.id.as_str(), &outcome))?;
+    } else {
+        print(&page::globals_text(
+            entry.id.as_str(),
+            &outcome,
+            verb.dry_run,
+        ))?;
     }
-    print(&format!("restored {} into {name:?}\n", entry.id))
-}
-
-fn dry_run(
-    app: &App,
-    global: &Global,
-    entry: &Entry,
-    source: &dump::Source<'_>,
-    name: &str,
-) -> Result<()> {
-    let plan = source.plan(app.config.jobs)?;
-    let loads = plan
-        .tasks
-        .iter()
-        .filter(|task| matches!(task.work, Work::Load { .. }))
-        .count();
-    let statements = plan.first.len()
-        + plan.last.len()
-        + plan
-            .tasks
-            .iter()
-            .filter(|task| matches!(task.work, Work::Run(_)))
-            .count();
-    let rows: u64 = plan.rows.values().sum();
-    if global.json {
-        return print_json(
-            &json!({"backup": entry.id.as_str(), "database": name, "raw_bytes": plan.raw_bytes,
-            "tables": plan.rows.len(), "rows": rows, "loads": loads, "statements": statements, "jobs": app.config.jobs}),
-        );
-    }
-    print(&format!(
-        "would restore {} into new database {name:?} with {} connections:\n  {} statements, {} tables, {rows} rows, {} of SQL in {loads} loads\n",
-        entry.id,
-        app.config.jobs,
-        statements,
-        plan.rows.len(),
-        ByteSize(plan.raw_bytes)
-    ))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_long_name_is_cut_between_characters() {
-        let name = super::default_name(&"ü".repeat(31));
-        assert!(
-            name.len() <= 63 && name.starts_with("üüü") && name.contains("_restored_"),
-            "{name}"
-        );
-    }
+    page::partly(&outcome.warnings)
 }

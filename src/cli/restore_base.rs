@@ -21,6 +21,10 @@ pub(super) fn restore(app: &App, verb: &Restore, dir: &Path, global: &Global) ->
     let data_dir = std::path::absolute(dir)?;
     let chain = chain(&catalog.entries, &entry)?;
     let _readings: Vec<_> = chain.iter().map(|one| app.reading(one)).collect();
+    let mut identities = None;
+    for one in &chain {
+        identities = app.unseal(&mut (*one).clone())?.or(identities);
+    }
     let tools = app.tools();
     let plan = base::plan(&Order {
         store: store.as_ref(),
@@ -28,6 +32,7 @@ pub(super) fn restore(app: &App, verb: &Restore, dir: &Path, global: &Global) ->
         data_dir,
         mapping: verb.tablespace_mapping.clone(),
         tools: &tools,
+        identities,
     })?;
     if verb.dry_run {
         return dry_run(&plan, &entry, global);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use crate::app::App;
 use crate::catalog::legacy::check_legacy;
 use crate::catalog::list::{self, State};
-use crate::config::{Databases, Environment, Flags};
+use crate::config::{Among, Databases, Environment, Flags};
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
 use crate::service::crontab;
@@ -39,14 +39,14 @@ pub(super) fn serve(apps: Vec<App>, environment: &Environment, flags: &Flags) ->
     warn_of_orphans(log, &apps);
     let (mut healths, mut supervisors) = (Vec::new(), Vec::new());
     for (number, app) in apps.into_iter().enumerate() {
-        let log = if app.config.is_one_of_several {
-            log.of_cluster(&app.config.cluster)
-        } else {
-            log
+        let log = match app.config.among {
+            Among::Alone => log,
+            _ => log.of_cluster(&app.config.cluster),
         };
         let schedule = app.schedule()?;
         if let Err(error) = begin(log, &app, number) {
-            if !several {
+            // A bucket that is away now is no reason to take no backup ever.
+            if !several && app.config.has_local() {
                 return Err(error);
             }
             log.error(&error.to_string());
@@ -99,7 +99,7 @@ fn warn_of_orphans(log: Log, apps: &[App]) {
     let dirs: BTreeSet<&Path> = apps.iter().map(|app| app.config.dir.as_path()).collect();
     let above: BTreeSet<&Path> = apps
         .iter()
-        .filter(|app| app.config.is_one_of_several)
+        .filter(|app| app.config.among != Among::Alone)
         .filter_map(|app| app.config.dir.parent())
         .filter(|dir| dir.is_dir() && !dirs.contains(dir))
         .collect();
@@ -147,7 +147,7 @@ fn health(app: &Arc<App>, schedule: Schedule) -> Result<Health> {
 fn arguments(app: &App, flags: &Flags) -> Vec<String> {
     let dir = flags.dir.as_ref().map(|dir| dir.display().to_string());
     let config = flags.config.as_ref().map(|path| path.display().to_string());
-    let cluster = app.config.is_one_of_several;
+    let cluster = app.config.among != Among::Alone;
     let cluster = cluster.then(|| app.config.cluster.clone());
     [("--dir", dir), ("--config", config), ("--cluster", cluster)]
         .into_iter()

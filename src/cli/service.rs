@@ -7,7 +7,7 @@ use super::clusters::Out;
 use super::{note, print, render};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
-use crate::prune::{self, Pruned, Verdict};
+use crate::prune::{Pruned, Verdict};
 use crate::service::health;
 use crate::service::http;
 use crate::service::stores::{self, Behind};
@@ -16,7 +16,8 @@ use crate::units::ByteSize;
 pub(super) fn replicate(app: &App, global: &Global, out: &mut Out<'_>) -> Result<()> {
     if app.others().is_empty() {
         return Err(
-            Error::usage("there is no second store").hint("S3_BUCKET names the bucket of one")
+            Error::usage("there is no second store: nothing to replicate")
+                .hint("S3_BUCKET names the bucket of one, beside a BACKUP_DIR"),
         );
     }
     let say = |text: &str| {
@@ -54,7 +55,7 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global, out: &mut Out<'_>)
     let mut warnings = Vec::new();
     for name in names {
         let (_, catalog) = app.catalog(Some(name))?;
-        let plan = prune::plan(&catalog, &app.policy(name)?, crate::clock::now());
+        let plan = stores::plan(app, name, &catalog)?;
         if verb.dry_run {
             warnings.extend(plan.warnings);
         } else {

@@ -23,8 +23,7 @@ The order: flag, variable, file, default.
 - An unknown `BACKUP_*` or `PGARK_*` variable is a warning with the nearest name.
 - The default files of `DB_USER` and `DB_PASSWORD` may be absent, a file that you name may
   not. A default file that exists counts as if you had named it.
-- What is *refused* would do harm if it were ignored: pgark ends with exit code 2. What
-  comes *later* is checked for its form and named in one warning when you run
+- What comes *later* is checked for its form and named in one warning when you run
   `pgark backup`.
 
 The connection: first the `DB_*` variables, then `PG*` variables, the service file and
@@ -119,14 +118,8 @@ fn row(variable: &Variable) -> String {
         (None, None) => "unset".to_owned(),
     };
     let mut text = variable.summary.to_owned();
-    match variable.since {
-        Since::Now => {}
-        Since::Later(feature) => {
-            let _ = write!(text, " *Later, with {feature}.*");
-        }
-        Since::Refused { what, .. } => {
-            let _ = write!(text, " *Refused by this version: {what}.*");
-        }
+    if let Since::Later(feature) = variable.since {
+        let _ = write!(text, " *Later, with {feature}.*");
     }
     format!(
         "| {name} | {default} | {} | {text} |\n",

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{ErrorKind, Read};
 
 use super::databases::{self, Databases};
+use super::encryption;
 use super::file::{self, Key};
 use super::form::Form;
 use super::table::{VARIABLES, Variable};
@@ -93,10 +94,7 @@ impl Environment {
     }
 
     fn add_file(&mut self, path: &str) {
-        let text = read_bounded(path)
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok());
-        if let Some(text) = text {
+        if let Some(text) = read_bounded(path).ok().and_then(encryption::text) {
             self.0.insert(format!("{FILE_PREFIX}{path}"), text);
         }
     }
@@ -374,8 +372,9 @@ fn read_file(
                 .hint("it should hold the value and nothing else"),
         );
     }
-    let mut text = String::from_utf8(bytes)
-        .map_err(|_| refuse("the file is not UTF-8".to_owned()).hint("write it again in UTF-8"))?;
+    let mut text = encryption::text(bytes).ok_or_else(|| {
+        refuse("the file is not UTF-8".to_owned()).hint("write it again in UTF-8")
+    })?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {

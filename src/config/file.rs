@@ -6,11 +6,14 @@
 //! Invariants: an unknown key, a key in the wrong table and a malformed value are errors with
 //! line and column; no message holds a secret's value. Reads one file: a crash leaves nothing.
 
+mod anomaly;
+
 use std::collections::BTreeSet;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::Anomaly;
 use super::environment::Environment;
 use super::form::Form;
 use super::nearest::nearest;
@@ -24,10 +27,16 @@ pub(super) const DEFAULT_PATH: &str = "/etc/pgark/pgark.toml";
 const MAX_RUNS: usize = 2;
 
 /// Keys of the file that are no variables: name, form, what for.
-pub(super) const FILE_KEYS: &[(&str, &str)] = &[(
-    "max_runs",
-    "Runs of the service at once, over all clusters: 1 to 100. Default: 2.",
-)];
+pub(super) const FILE_KEYS: &[(&str, &str)] = &[
+    (
+        "max_runs",
+        "Runs of the service at once, over all clusters: 1 to 100. Default: 2.",
+    ),
+    (
+        "[anomaly]",
+        "When a backup is [suspect](check.md#suspect-backups): `rows_fall_percent` (50), `rows_min` (1000), `size_fall_percent` (50), `size_min_bytes` (1048576), `table_gone` (true), `table_gone_rows_min` (1), `history` (14 backups). A percentage of 0 turns that comparison off.",
+    ),
+];
 
 /// One setting of a table, as the variable that it stands for.
 #[derive(Clone)]
@@ -63,6 +72,7 @@ pub(super) struct File {
     pub clusters: Vec<Table>,
     pub stores: Vec<Table>,
     pub max_runs: usize,
+    pub anomaly: Anomaly,
 }
 
 /// Which table a key stands in.
@@ -110,7 +120,7 @@ impl Within {
     /// Keys that are no variables.
     fn own(self) -> &'static [&'static str] {
         match self {
-            Within::Top => &["max_runs", "cluster", "store"],
+            Within::Top => &["max_runs", "anomaly", "cluster", "store"],
             Within::Cluster => &["name", "folder"],
             Within::Store => &["name"],
         }
@@ -178,6 +188,7 @@ impl Parser<'_> {
             clusters: Vec::new(),
             stores: Vec::new(),
             max_runs: MAX_RUNS,
+            anomaly: Anomaly::default(),
         };
         let mut pairs: Vec<Pair> = document.get_ref().iter().collect();
         pairs.sort_by_key(|(key, _)| key.span().start);
@@ -185,6 +196,7 @@ impl Parser<'_> {
             match key.get_ref().as_ref() {
                 "cluster" => file.clusters = self.tables(Within::Cluster, value)?,
                 "store" => file.stores = self.tables(Within::Store, value)?,
+                "anomaly" => file.anomaly = self.anomaly(value)?,
                 "max_runs" => file.max_runs = self.count(value, 1, 100)?,
                 _ => self.key(Within::Top, (key, value), &mut file.keys)?,
             }

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use super::environment::{Environment, Secret, Setting, lookup};
 use super::file::{File, Key, Table};
-use super::stores::stores;
+use super::stores::{is_none, stores, within};
 use super::table::{Since, VARIABLES, Variable};
 use super::{
-    Config, ConnectionSettings, Databases, Flags, Place, Service, databases, form, nearest,
+    Among, Anomaly, Config, ConnectionSettings, Databases, Flags, Place, Service, databases,
+    encryption, form, nearest,
 };
 use crate::error::{Error, Result};
 
@@ -97,6 +98,14 @@ fn same_place(configs: &[Config]) -> Result<()> {
     Ok(())
 }
 
+fn among(several: bool, flags: &Flags) -> Among {
+    match (several, &flags.cluster) {
+        (false, _) => Among::Alone,
+        (true, None) => Among::Several,
+        (true, Some(_)) => Among::Chosen,
+    }
+}
+
 fn one(
     flags: &Flags,
     process: &Environment,
@@ -130,20 +139,24 @@ fn one(
     };
     Ok(Config {
         cluster: cluster.name.clone(),
-        is_one_of_several: several,
-        is_chosen: flags.cluster.is_some(),
+        among: among(several, flags),
         environment: env.clone(),
         databases,
         databases_given,
-        dir: dir.ok_or_else(no_local)?,
+        dir: match dir {
+            Some(dir) => dir,
+            None => within(state_dir(env)?, folder),
+        },
         stores,
         max_runs: file.map_or(1, |file| file.max_runs),
         compression: compression.text,
+        encryption: encryption::load(env)?,
         jobs: jobs(flags, env)?,
         connection: connection(env)?,
         program_dir: setting("PGARK_PG_BIN", env)?.map(|found| PathBuf::from(found.text)),
         lock_timeout: form::duration(&required("PGARK_LOCK_TIMEOUT", env)?.text)
             .unwrap_or(Duration::from_secs(60)),
+        anomaly: file.map_or_else(Anomaly::default, |file| file.anomaly),
         service: service(env)?,
         runs_as_owner: runs_as_owner(env)?,
         warnings,
@@ -158,9 +171,9 @@ pub(super) fn goes_before(key: &Key, path: &str, whose: &str) -> String {
     )
 }
 
-fn no_local() -> Error {
-    Error::usage("no store is a local directory, which this version of pgark needs")
-        .hint("BACKUP_DIR names one; in pgark.toml, a [[store]] with backup_dir")
+/// Where locks and records lie without a local store.
+fn state_dir(env: &Environment) -> Result<PathBuf> {
+    Ok(PathBuf::from(required("PGARK_STATE_DIR", env)?.text))
 }
 
 pub(super) fn backup_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
@@ -170,11 +183,12 @@ pub(super) fn backup_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
     }
 }
 
-/// The directory of the backups, above the clusters' folders; `none` for none.
+/// The directory of the backups, above the clusters' folders; without a local store that of locks
+/// and records, and false.
 ///
 /// # Errors
 /// `Usage` when settings contradict each other.
-pub fn root_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
+pub fn root_dir(flags: &Flags, env: &Environment) -> Result<(PathBuf, bool)> {
     let file = file(flags, env)?;
     let dirs = file
         .iter()
@@ -185,10 +199,17 @@ pub fn root_dir(flags: &Flags, env: &Environment) -> Result<PathBuf> {
         .map(|key| key.text.clone())
         .next();
     if let Some(dir) = named.filter(|_| flags.dir.is_none()) {
-        return Ok(PathBuf::from(dir));
+        return Ok((PathBuf::from(dir), true));
     }
     let keys = file.as_ref().map_or(&[][..], |file| file.keys.as_slice());
-    backup_dir(flags, &env.clone().with_defaults(keys))
+    let env = env.clone().with_defaults(keys);
+    let dir = backup_dir(flags, &env)?;
+    let buckets = file.as_ref().map_or(&[][..], |file| file.stores.as_slice());
+    let buckets_only = !buckets.is_empty() && buckets.iter().all(Table::is_bucket);
+    if is_none(&dir) || buckets_only {
+        return Ok((state_dir(&env)?, false));
+    }
+    Ok((dir, true))
 }
 
 /// Whether root shall hand its work to the owner of the backups.
@@ -229,33 +250,19 @@ fn checked(name: &str, found: Setting) -> Result<Setting> {
     Ok(found)
 }
 
-/// Checks the form of what later versions use. Refuses what would hurt if it were ignored
-/// and names the rest in one line.
+/// Checks the form of what later versions use, and names it in one line.
 fn check_later(env: &Environment) -> Result<Option<String>> {
     let mut names = Vec::new();
     let mut features = Vec::new();
     for variable in VARIABLES {
-        if matches!(variable.since, Since::Now) {
-            continue;
-        }
-        let Some(found) = lookup(variable, env)? else {
+        let Since::Later(feature) = variable.since else {
             continue;
         };
-        match variable.since {
-            Since::Refused { what, hint } => {
-                return Err(Error::usage(format!(
-                    "{} is not supported by this version of pgark: {what}",
-                    found.source
-                ))
-                .hint(hint));
+        if lookup(variable, env)?.is_some() {
+            names.push(variable.name);
+            if !features.contains(&feature) {
+                features.push(feature);
             }
-            Since::Later(feature) => {
-                names.push(variable.name);
-                if !features.contains(&feature) {
-                    features.push(feature);
-                }
-            }
-            Since::Now => {}
         }
     }
     Ok((!names.is_empty()).then(|| {

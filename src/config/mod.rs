@@ -5,8 +5,10 @@
 //! of variables, from which parsing, `docs/configuration.md` and the "did you mean"
 //! warnings all follow. Reads files (`NAME_FILE`), writes nothing: a crash leaves nothing.
 
+mod anomaly;
 mod databases;
 mod docs;
+mod encryption;
 mod environment;
 mod file;
 mod form;
@@ -18,8 +20,10 @@ mod table;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use anomaly::Anomaly;
 pub use databases::Databases;
 pub use docs::markdown;
+pub use encryption::Encryption;
 pub use environment::{Environment, SECRETS_ON_STDIN, Secret};
 pub use form::Form;
 pub use load::{config_path, load, root_dir, runs_as_owner};
@@ -40,15 +44,24 @@ pub struct Flags {
     pub cluster: Option<String>,
 }
 
+/// Whether a cluster has to be told from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    /// There is no other.
+    Alone,
+    /// One of several: its name stands before its ids and lines.
+    Several,
+    /// One of several, which `--cluster` named: only its ids need the name.
+    Chosen,
+}
+
 /// Everything that a run needs to know of one cluster.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "four answers, not a state")]
 pub struct Config {
     /// The cluster's name in logs and lists.
     pub cluster: String,
-    /// Whether there are others: then its name stands before its ids and lines.
-    pub is_one_of_several: bool,
-    /// Whether `--cluster` named it: then what it says needs no name before it.
-    pub is_chosen: bool,
+    pub among: Among,
     /// The variables as this cluster sees them: the file's settings are among them.
     pub environment: Environment,
     pub databases: Databases,
@@ -63,6 +76,7 @@ pub struct Config {
     pub max_runs: usize,
     /// Checked: `gzip[:1-12]`, `zstd[:1-19]` or `none`.
     pub compression: String,
+    pub encryption: Encryption,
     /// Parallel connections, 1 to 64.
     pub jobs: usize,
     pub connection: ConnectionSettings,
@@ -70,6 +84,8 @@ pub struct Config {
     pub program_dir: Option<PathBuf>,
     /// How long a dump waits for the lock on a table.
     pub lock_timeout: Duration,
+    /// When a backup is suspect.
+    pub anomaly: Anomaly,
     pub service: Service,
     /// `PGARK_RUN_AS`: whether root hands its work to the owner of `dir`.
     pub runs_as_owner: bool,
@@ -77,6 +93,15 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// One line for `backup`: variables that are set and have no effect yet.
     pub no_effect_yet: Option<String>,
+}
+
+impl Config {
+    /// Whether `dir` is a local store, and not only where locks and records lie.
+    #[must_use]
+    pub fn has_local(&self) -> bool {
+        let mut stores = self.stores.iter();
+        stores.any(|store| matches!(store.place, Place::Local(_)))
+    }
 }
 
 /// What stays when backups expire; each rule adds to the others. 0: the rule keeps nothing.

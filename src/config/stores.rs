@@ -3,7 +3,7 @@
 //! Invariants: never none; each lies in the cluster's folder; the first is the one that runs
 //! write to, a local one where there is one. Reads no file but those that variables name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::environment::{Environment, Secret, Setting};
 use super::file::{File, Table};
@@ -93,24 +93,15 @@ fn store(
 /// The stores without a `[[store]]`: `local`, and `s3` where there is a bucket.
 fn variables_stores(flags: &Flags, env: &Environment, folder: &str) -> Result<Vec<StoreConfig>> {
     let dir = backup_dir(flags, env)?;
-    if dir.as_os_str() == "none" {
-        let source = if flags.dir.is_some() {
-            "--dir"
-        } else {
-            "BACKUP_DIR"
-        };
-        return Err(Error::usage(format!(
-            "{source} none (no local store) is not supported by this version of pgark: \
-             it writes to a local directory only"
-        ))
-        .hint("name a directory; one that is really called none is ./none"));
+    let mut stores = Vec::new();
+    if !is_none(&dir) {
+        stores.push(StoreConfig {
+            name: LOCAL.to_owned(),
+            place: Place::Local(within(dir, folder)),
+            retention: retention(env, None)?,
+            environment: env.clone(),
+        });
     }
-    let mut stores = vec![StoreConfig {
-        name: LOCAL.to_owned(),
-        place: Place::Local(within(dir, folder)),
-        retention: retention(env, None)?,
-        environment: env.clone(),
-    }];
     if let Some(s3) = s3(env, folder)? {
         stores.push(StoreConfig {
             name: S3_STORE.to_owned(),
@@ -119,10 +110,26 @@ fn variables_stores(flags: &Flags, env: &Environment, folder: &str) -> Result<Ve
             environment: env.clone(),
         });
     }
+    if stores.is_empty() {
+        let source = if flags.dir.is_some() {
+            "--dir"
+        } else {
+            "BACKUP_DIR"
+        };
+        return Err(Error::usage(format!(
+            "{source} none means no local store, and there is no other one"
+        ))
+        .hint("S3_BUCKET names a bucket; a directory that is really called none is ./none"));
+    }
     Ok(stores)
 }
 
-fn within(dir: PathBuf, folder: &str) -> PathBuf {
+/// Whether this says that there is no local store.
+pub(super) fn is_none(dir: &Path) -> bool {
+    dir.as_os_str() == "none"
+}
+
+pub(super) fn within(dir: PathBuf, folder: &str) -> PathBuf {
     if folder.is_empty() {
         dir
     } else {

@@ -51,11 +51,6 @@ pub enum Since {
     Now,
     /// Belongs to a feature that is not built yet; set, it is named in a warning.
     Later(&'static str),
-    /// Would hurt if it were ignored: an error.
-    Refused {
-        what: &'static str,
-        hint: &'static str,
-    },
 }
 
 /// One variable.
@@ -131,11 +126,6 @@ impl Variable {
         self.since = Since::Later(feature);
         self
     }
-
-    const fn refused(mut self, what: &'static str, hint: &'static str) -> Variable {
-        self.since = Since::Refused { what, hint };
-        self
-    }
 }
 
 const SSL_MODES: &[&str] = &[
@@ -181,19 +171,23 @@ pub const VARIABLES: &[Variable] = &[
     var(Connection, "DB_CONNINFO", Form::Text, "All of the connection as libpq takes it: `postgresql://user@host:port/name?sslmode=require`, or `host=… port=… service=…`. What another `DB_*` variable says goes before it.")
         .secret(),
 
-    var(Backups, "BACKUP_DIR", Form::Path, "The local store: a directory. `none` (no local store) is refused by this version.")
+    var(Backups, "BACKUP_DIR", Form::Path, "The local store: a directory. `none`: no local store; backups are streamed straight into the bucket, with no scratch disk.")
         .default("/backups"),
     var(Backups, "BACKUP_COMPRESSION", Form::Compression, "How dumps are compressed, with a level if you like.")
         .default("gzip"),
     var(Backups, "BACKUP_JOBS", Form::Count(1, 64), "Parallel connections; compressors follow. Unset: the machine's cores, at most 4."),
-    var(Backups, "BACKUP_ENCRYPT_RECIPIENTS", Form::Lines, "age recipients to encrypt for.")
-        .refused("the backup would be written without encryption", "unset it to write plain backups, and protect the directory by other means"),
-    var(Backups, "BACKUP_IDENTITY", Form::Lines, "age identity, needed to restore encrypted backups.")
-        .secret().later("encryption"),
+    var(Backups, "BACKUP_ENCRYPT_RECIPIENTS", Form::Lines, "Encrypt backups for these public keys of age (`age1…`): several with commas or line breaks between, each opens every backup alone. Unset: no encryption. See [encryption](encryption.md).")
+        .secret(),
+    var(Backups, "BACKUP_IDENTITY", Form::Lines, "The secret key of age that opens encrypted backups: `AGE-SECRET-KEY-1…`, or a file of `age -p`. Needed to restore, `cat` and to verify content; not to take backups. Better given as a file.")
+        .secret(),
+    var(Backups, "BACKUP_IDENTITY_PASSPHRASE", Form::Text, "The passphrase of that key, when `age -p` protects it. Unset: asked for on the terminal.")
+        .secret(),
 
     var(Programs, "PGARK_PG_BIN", Form::Path, "Directory of PostgreSQL's client programs, or several with colons between. Set, no other place is searched."),
     var(Programs, "PGARK_LOCK_TIMEOUT", Form::Duration, "How long a dump waits: for the lock on a table that somebody else holds, and for a server that is still starting.")
         .default("60s"),
+    var(Programs, "PGARK_STATE_DIR", Form::Path, "Where locks, journal and `backup.log` lie when there is no local store.")
+        .default("/var/lib/pgark"),
     var(Programs, "PGARK_RUN_TIMEOUT", Form::Duration, "How long a run of the service may take; then it is ended, so that the next one can begin.")
         .default("24h"),
     var(Programs, "PGARK_CONFIG", Form::Path, "The configuration file, for several clusters or stores. Unset: `/etc/pgark/pgark.toml`, if it exists."),
@@ -203,9 +197,9 @@ pub const VARIABLES: &[Variable] = &[
     var(Schedules, "BACKUP_ON_START", Form::Switch, "Take a backup when the service starts, unless there is one of the last hour; so a run that was missed while the service was down is made up for.")
         .default("true"),
     var(Schedules, "BASE_SCHEDULE", Form::Schedule, "When to take base backups. Unset: never.")
-        .later("base backups"),
+        .later("scheduled base backups"),
     var(Schedules, "BASE_INCREMENTAL_SCHEDULE", Form::Schedule, "When to take incremental base backups (PostgreSQL 17 or newer). Unset: never.")
-        .later("base backups"),
+        .later("scheduled base backups"),
     var(Schedules, "DRILL_SCHEDULE", Form::Schedule, "When to restore into a throwaway server and check. Unset: never.")
         .later("drills"),
 

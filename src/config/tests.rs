@@ -249,21 +249,19 @@ fn password_in_a_url_or_secret_never_reaches_the_message() {
 }
 
 #[test]
-fn what_would_hurt_if_ignored_is_refused() {
-    for (name, value) in [
-        ("BACKUP_ENCRYPT_RECIPIENTS", "age1xyz"),
-        ("BACKUP_DIR", "none"),
-    ] {
-        let error = refused(&[(name, value)]);
-        assert!(error.fact.contains(name), "{error}");
-        assert!(
-            error
-                .fact
-                .contains("not supported by this version of pgark"),
-            "{error}"
-        );
-        assert!(error.hint.is_some());
-    }
+fn without_a_local_store_there_must_be_a_bucket() {
+    let error = refused(&[("BACKUP_DIR", "none")]);
+    assert!(error.fact.contains("BACKUP_DIR none"), "{error}");
+    assert!(error.hint.unwrap().contains("S3_BUCKET"));
+    let alone = [("BACKUP_DIR", "none"), ("S3_BUCKET", "b")];
+    let config = from(&alone).unwrap();
+    assert!(!config.has_local() && config.stores.len() == 1);
+    assert_eq!(config.dir, PathBuf::from("/var/lib/pgark"));
+    assert_eq!(config.stores[0].name, "s3");
+    let elsewhere = [alone[0], alone[1], ("PGARK_STATE_DIR", "/state")];
+    assert_eq!(from(&elsewhere).unwrap().dir, PathBuf::from("/state"));
+    let both = from(&[("BACKUP_DIR", "./none"), ("S3_BUCKET", "b")]).unwrap();
+    assert!(both.has_local() && both.stores.len() == 2);
     let flags = Flags {
         dir: Some("none".into()),
         ..Flags::default()

@@ -158,6 +158,22 @@ impl Target {
         format!("{}@{}/{}", self.user(), hosts.join(","), self.database)
     }
 
+    /// Whether a network lies between: neither a socket nor this machine's own address.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        let mut addresses = self
+            .endpoints
+            .iter()
+            .flat_map(|endpoint| &endpoint.addresses);
+        addresses.any(|address| matches!(address, Address::Tcp(tcp) if !tcp.ip().is_loopback()))
+    }
+
+    /// Whether a session is refused to a server that cannot prove who it is.
+    #[must_use]
+    pub fn verifies_server(&self) -> bool {
+        self.settings.tls.mode >= SslMode::VerifyCa
+    }
+
     /// What a person should know about how this target was found, for instance that a
     /// password file was ignored.
     #[must_use]

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::dump::{Source, Texts};
+use super::dump::{Job, Source, Texts};
 use super::plan::{Plan, Statement, Task, Work};
 use super::schedule::Schedule;
 use crate::archive::script::Meaning;
@@ -24,12 +24,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// One restore under way.
 pub(super) struct Run<'a> {
-    source: &'a Source<'a>,
-    texts: Texts,
+    pub(super) source: &'a Source<'a>,
+    pub(super) texts: Arc<Texts>,
     target: Target,
     jobs: usize,
     progress: &'a Progress,
-    cancel: &'a Token,
+    pub(super) cancel: &'a Token,
     failed: AtomicBool,
     first_error: Mutex<Option<Error>>,
     connections: Mutex<Vec<Canceller>>,
@@ -38,26 +38,23 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(
-        source: &'a Source<'a>,
-        texts: Texts,
-        target: Target,
-        jobs: usize,
-        progress: &'a Progress,
-        cancel: &'a Token,
-    ) -> Self {
+    pub(super) fn new(source: &'a Source<'a>, texts: Arc<Texts>, job: &Job<'a>) -> Self {
         Run {
             source,
             texts,
-            target,
-            jobs,
-            progress,
-            cancel,
+            target: job.target.with_database(job.name),
+            jobs: job.jobs,
+            progress: job.progress,
+            cancel: job.cancel,
             failed: AtomicBool::new(false),
             first_error: Mutex::new(None),
             connections: Mutex::new(Vec::new()),
             loaded: Mutex::new(BTreeMap::new()),
         }
+    }
+
+    pub(super) fn name_of_target(&self) -> &str {
+        self.target.database()
     }
 
     /// Runs the whole plan; gives what the server warned about at the end.
@@ -79,7 +76,7 @@ impl<'a> Run<'a> {
         Ok(main.take_notices())
     }
 
-    fn connect(&self) -> Result<(Client, Hook)> {
+    pub(super) fn connect(&self) -> Result<(Client, Hook)> {
         let mut client = Client::connect(&self.target)?;
         let encoding = client
             .parameter("server_encoding")
@@ -98,7 +95,7 @@ impl<'a> Run<'a> {
         Ok((client, hook))
     }
 
-    fn run_statement(&self, client: &mut Client, statement: &Statement) -> Result<()> {
+    pub(super) fn run_statement(&self, client: &mut Client, statement: &Statement) -> Result<()> {
         self.cancel.check()?;
         let sql = self.texts.text(statement);
         let mut attempt = 1;
@@ -177,7 +174,11 @@ impl<'a> Run<'a> {
     }
 
     fn run_task(&self, client: &mut Client, task: &Task) -> Result<()> {
-        match &task.work {
+        self.run_work(client, &task.work)
+    }
+
+    pub(super) fn run_work(&self, client: &mut Client, work: &Work) -> Result<()> {
+        match work {
             Work::Load {
                 table,
                 frames,
@@ -288,7 +289,7 @@ impl<'a> Run<'a> {
             .ok_or_else(|| Error::damage("a frame of rows is too short"))
     }
 
-    fn check_rows(&self, plan: &Plan) -> Result<()> {
+    pub(super) fn check_rows(&self, plan: &Plan) -> Result<()> {
         let loaded = locked(&self.loaded);
         for (table, rows) in &plan.rows {
             let counted = loaded.get(table).copied().unwrap_or(0);
@@ -318,7 +319,7 @@ fn analyze(client: &mut Client, name: &[u8]) -> Result<()> {
 
 /// Data that is loaded and counted is not thrown away because a function of an extended
 /// statistic failed; a lost connection still ends the restore.
-fn forgive(client: &Client, result: Result<()>) -> Result<()> {
+pub(super) fn forgive(client: &Client, result: Result<()>) -> Result<()> {
     match result {
         Err(error) if error.sqlstate.is_none() || client.is_broken() => Err(error),
         _ => Ok(()),
@@ -340,7 +341,7 @@ fn begin_frozen(client: &mut Client, statement: &mut Vec<u8>) -> Result<bool> {
 }
 
 /// The table's quoted name at the start of `name (columns)`.
-fn copied_table(text: &[u8]) -> Option<&[u8]> {
+pub(super) fn copied_table(text: &[u8]) -> Option<&[u8]> {
     let mut quoted = false;
     let end = text.iter().position(|&byte| {
         quoted ^= byte == b'"';

@@ -5,7 +5,9 @@
 
 use std::io::{Read, Write};
 
-use super::target::NewDatabase;
+use super::dump::Job;
+use super::replace::Replacement;
+use super::target::{Birth, NewDatabase};
 use crate::archive::codec;
 use crate::cancel::Token;
 use crate::error::{Error, Result};
@@ -21,29 +23,37 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 /// What to restore, and with what.
 pub struct Source<'a> {
+    pub id: &'a str,
     pub store: &'a dyn Store,
     pub key: &'a Key,
     pub codec: Codec,
     pub psql: &'a Program,
 }
 
-/// Restores into the new database `name`.
+/// Restores into the new database of this name.
 ///
 /// # Errors
 /// `Damage` when the stream cannot be decoded, `Failed` with psql's message at the first SQL
-/// error, `Signal`. The half-made database is removed then, unless `keep`.
-pub fn restore(
-    source: &Source<'_>,
-    target: &Target,
-    name: &str,
-    keep: bool,
-    progress: &Progress,
-    cancel: &Token,
-) -> Result<()> {
-    let database = NewDatabase::create(target, name, None)?;
-    let result = feed(source, &target.with_database(name), progress, cancel)
-        .map_err(|error| cancel.check().err().unwrap_or(error));
-    database.settle(result, keep)
+/// error, `Signal`. The half-made database is removed then, unless it is to be kept.
+pub fn restore(source: &Source<'_>, job: &Job<'_>) -> Result<Vec<String>> {
+    let birth = Birth {
+        name: job.name,
+        // A legacy backup says nothing of its database.
+        properties: job.stead.map(|stead| &stead.properties),
+        backup: source.id,
+        replaces: job.stead.map(|stead| stead.old.as_str()),
+    };
+    let database = NewDatabase::create(job.target, &birth)?;
+    let target = job.target.with_database(job.name);
+    let result = job
+        .stead
+        .map_or(Ok(()), |stead| {
+            Replacement::rehearse(stead, job.target, job.name)
+        })
+        .and_then(|()| feed(source, &target, job.progress, job.cancel))
+        .map(|()| Vec::new())
+        .map_err(|error| job.cancel.check().err().unwrap_or(error));
+    database.settle(result, job.keep)
 }
 
 fn feed(source: &Source<'_>, target: &Target, progress: &Progress, cancel: &Token) -> Result<()> {

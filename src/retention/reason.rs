@@ -66,6 +66,10 @@ pub enum Reason {
     ClockInDoubt,
     /// Keeps one that is not good: its database or cluster has none that is.
     NothingGood(String),
+    /// Keeps: this one of its database is suspect, perhaps it itself.
+    BesideSuspect(BackupId),
+    /// Explains: how it is suspect. It counts for no rule.
+    Suspect(String),
     /// Explains: why it is not good. It counts for no rule.
     NotGood(String),
     /// Explains: legacy and not checked. It counts for no rule.
@@ -90,6 +94,10 @@ impl fmt::Display for Reason {
             Reason::Ahead => f.write_str("dated in the future"),
             Reason::ClockInDoubt => f.write_str("the clock may have jumped"),
             Reason::NothingGood(of) => write!(f, "there is no good backup of {of}"),
+            Reason::BesideSuspect(id) => {
+                write!(f, "nothing of its database expires while {id} is suspect")
+            }
+            Reason::Suspect(how) => write!(f, "suspect ({how})"),
             Reason::NotGood(why) => write!(f, "not good ({why})"),
             Reason::Unchecked => f.write_str("not checked yet"),
             Reason::NoRule(0) => f.write_str("no rule keeps it"),
@@ -118,6 +126,8 @@ pub enum Warning {
         until: Date,
         held: usize,
     },
+    /// A backup is suspect, so nothing of its database expires. `held` would have.
+    Suspect { id: BackupId, held: usize },
     /// Good backups are dated in the future; they are kept and count for no rule.
     Ahead {
         /// The one that is furthest ahead.
@@ -132,6 +142,9 @@ impl Warning {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
+            Warning::Suspect { .. } => {
+                "look whether the database is as it should be; if it is: pgark accept BACKUP"
+            }
             Warning::Silence { .. } => {
                 "if the clock is right, do nothing: they expire when good backups of three days have followed"
             }
@@ -148,6 +161,10 @@ impl fmt::Display for Warning {
             Warning::Silence { from, until, held } => write!(
                 f,
                 "no good backup is dated between {from} and {until}, far longer than usual, so the clock may have jumped: nothing expires, {held} would have"
+            ),
+            Warning::Suspect { id, held } => write!(
+                f,
+                "{id} is suspect, so nothing of its database expires: {held} would have"
             ),
             Warning::Ahead {
                 id,

@@ -1,8 +1,8 @@
 //! The rules of retention, each by an example. Histories by the thousand are in `random`.
 
 use super::*;
-
 mod random;
+mod suspect;
 
 const DAYS_30: Policy = Policy {
     days: 30,

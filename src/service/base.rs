@@ -73,6 +73,12 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> (Done
 }
 
 fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<Manifest> {
+    if app.crypt.is_encrypted() {
+        return Err(Error::usage(
+            "BACKUP_ENCRYPT_RECIPIENTS is set, and base backups are not encrypted yet",
+        )
+        .hint("take dumps (`pgark backup`), or unset it for base backups and protect their store by other means"));
+    }
     let target = app.pin_when_ready(&[], wanted.say)?;
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
@@ -81,6 +87,7 @@ fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<M
         options: Options {
             cluster: app.config.cluster.clone(),
             codec: Options::archive_codec(app.codec),
+            crypt: app.crypt.clone(),
             jobs: app.config.jobs,
             incremental: how.incremental,
             // A person waits; a schedule does not.

@@ -1,6 +1,6 @@
 //! The answer to "is all well?", kept fresh at little cost.
 //!
-//! Invariants: an answer is never older than [`FRESH`]; the catalog is read anew only when the
+//! Invariants: an answer is never older than [`FRESH`], or [`FRESH_FAR`] of a bucket; the catalog is read anew only when the
 //! names, sizes or times in the store changed; an answer that cannot be had is not healthy.
 
 use std::path::PathBuf;
@@ -22,6 +22,8 @@ use crate::store::{Object, Store};
 
 /// How long an answer serves.
 const FRESH: Duration = Duration::from_secs(10);
+/// The same of a store where a look costs requests, unless a run has ended since.
+const FRESH_FAR: Duration = Duration::from_secs(300);
 
 /// Opens a store.
 pub type Open = Box<dyn Fn() -> Result<Box<dyn Store>> + Send + Sync>;
@@ -44,6 +46,8 @@ pub struct Kept {
     store: Option<Box<dyn Store>>,
     at: Option<Instant>,
     seen: Vec<Object>,
+    /// Length of the journal.
+    runs: u64,
     catalog: Catalog,
 }
 
@@ -54,7 +58,17 @@ impl Health {
     /// When the store cannot be listed.
     pub fn status(&self) -> Result<Status> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = kept.at.is_some_and(|at| at.elapsed() < FRESH);
+        let runs = std::fs::metadata(journal::path(&self.dir)).map_or(0, |file| file.len());
+        let far = kept
+            .store
+            .as_ref()
+            .is_some_and(|store| store.reads_at_once() > 1);
+        let limit = if far && kept.runs == runs {
+            FRESH_FAR
+        } else {
+            FRESH
+        };
+        let fresh = kept.at.is_some_and(|at| at.elapsed() < limit);
         if !fresh {
             let store = match kept.store.take() {
                 Some(store) => store,
@@ -68,6 +82,7 @@ impl Health {
                 kept.catalog = list::load(store.as_ref())?;
             }
             kept.seen = seen;
+            kept.runs = runs;
             kept.store = Some(store);
             kept.at = Some(Instant::now());
         }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::anomaly::Fall;
 use crate::error::{Context, Error, Result};
 use crate::store::local;
 
@@ -65,6 +66,9 @@ pub struct Taken {
     pub bytes: u64,
     pub raw_bytes: u64,
     pub sha256: String,
+    /// How it fell against the good ones before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspect: Vec<Fall>,
 }
 
 /// A database (or `globals`) that a run failed to take.

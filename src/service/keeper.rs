@@ -63,7 +63,11 @@ pub fn enter(flags: &Flags, environment: &Environment, work: Work) -> Result<Opt
         return Ok(None);
     }
     let owner = if rustix::process::geteuid().is_root() && config::runs_as_owner(environment)? {
-        owner(&config::root_dir(flags, environment)?, work)?
+        match config::root_dir(flags, environment)? {
+            (dir, true) => owner(&dir, work)?,
+            // What cannot be made is made do without.
+            (dir, false) => owner(&dir, work).unwrap_or(Some(FALLBACK)),
+        }
     } else {
         None
     };
@@ -85,7 +89,7 @@ fn owner(dir: &Path, work: Work) -> Result<Option<Owner>> {
     let missing = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let found = match std::fs::metadata(dir) {
         Err(error) if missing(&error) => {
-            if work == Work::Read || dir.as_os_str() == "none" {
+            if work == Work::Read {
                 return Ok(Some(FALLBACK));
             }
             local::create_dir(dir).context(|| format!("cannot create {}", dir.display()))?;

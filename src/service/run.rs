@@ -15,6 +15,7 @@ use super::heartbeat::Heartbeat;
 use super::journal::{self, Failure, Line, Taken, Trigger};
 use super::report::{self, Report};
 use super::stores::{self, Replicated};
+use crate::anomaly;
 use crate::app::App;
 use crate::backup::run::{self as dumps, Outcome};
 use crate::catalog::list::{self, Catalog, Entry, State};
@@ -59,7 +60,7 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<(
     let heartbeat = Heartbeat::begin(app.config.service.heartbeat.as_ref());
     let before = list::load(store).unwrap_or_default();
     let mut done = Done::default();
-    let verdict = take(app, store, wanted, started_at, &mut done);
+    let verdict = take(app, store, wanted, started_at, &before, &mut done);
     let broken_off =
         matches!(&verdict, Err(error) if matches!(error.kind, Kind::Signal(_) | Kind::Busy));
     let mut notes = Vec::new();
@@ -115,6 +116,7 @@ fn take(
     store: &dyn Store,
     wanted: &Wanted<'_>,
     started_at: Timestamp,
+    before: &Catalog,
     done: &mut Done,
 ) -> Result<()> {
     let databases = app.databases()?;
@@ -122,6 +124,7 @@ fn take(
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
     let tools = app.tools();
+    let gate = app.gate(before);
     let attempt = |databases: &Databases, started_at| {
         dumps::run(&dumps::Run {
             target: &target,
@@ -132,6 +135,7 @@ fn take(
             tools: &tools,
             progress: wanted.progress,
             cancel: &app.cancel,
+            gate: &gate,
             say: wanted.say,
         })
     };
@@ -149,12 +153,7 @@ fn take(
                 attempt(&Databases::Named(again.clone()), clock::now()).map(Some)
             });
         match second {
-            Ok(Some(second)) => {
-                outcome.failed.retain(|(name, _)| !again.contains(name));
-                outcome.taken.extend(second.taken);
-                outcome.failed.extend(second.failed);
-                outcome.notices.extend(second.notices);
-            }
+            Ok(Some(second)) => outcome.replace(&again, second),
             Ok(None) => {}
             Err(error) => outcome
                 .notices
@@ -201,12 +200,28 @@ fn verify_for_legacy(
         else {
             continue;
         };
+        let identities = match app.identities_at_hand() {
+            Ok(identities) => identities.filter(|_| entry.encrypted),
+            Err(error) => return notes.push(report::failed("verify", &error)),
+        };
+        if verify::is_shallow(entry, identities) {
+            let id = &entry.id;
+            notes.push(format!("legacy backups wait for a verified one; {id} is encrypted: `pgark verify {id}` where the identity is"));
+            continue;
+        }
         (wanted.say)(&format!(
             "verifying {}: legacy backups wait for a verified one",
             entry.id
         ));
         let progress = app.progress();
-        match verify::entry(store, entry, app.config.jobs, &progress, &app.cancel) {
+        match verify::entry(
+            store,
+            entry,
+            identities,
+            app.config.jobs,
+            &progress,
+            &app.cancel,
+        ) {
             Ok(text) if text.contains("warning: ") => notes.push(text),
             Ok(_) => {}
             Err(error) => notes.push(report::failed(&format!("verify {}", entry.id), &error)),
@@ -258,18 +273,7 @@ impl Records<'_> {
             &format!("backup begins ({})", self.wanted.trigger),
         );
         for manifest in &done.taken {
-            let same = |entry: &&Entry| {
-                entry.good
-                    && entry.database == manifest.database
-                    && entry.kind == manifest.kind
-                    && entry.state != State::Legacy
-            };
-            let previous = before.entries.iter().find(same);
-            let line = report::taken(manifest, previous, &self.store);
-            report.line(manifest.finished_at, &line);
-            for warning in &manifest.warnings {
-                report.line(manifest.finished_at, &format!("warning: {warning}"));
-            }
+            self.report_taken(&mut report, before, manifest);
         }
         for (name, error) in &done.failed {
             report.line(now, &report::failed(name, error));
@@ -303,6 +307,26 @@ impl Records<'_> {
         };
         report.line(now, &last);
         report
+    }
+
+    fn report_taken(&self, report: &mut Report, before: &Catalog, manifest: &Manifest) {
+        let same = |entry: &&Entry| {
+            entry.good
+                && entry.database == manifest.database
+                && entry.kind == manifest.kind
+                && entry.state != State::Legacy
+        };
+        let previous = before.entries.iter().find(same);
+        let line = report::taken(manifest, previous, &self.store);
+        report.line(manifest.finished_at, &line);
+        for warning in &manifest.warnings {
+            report.line(manifest.finished_at, &format!("warning: {warning}"));
+        }
+        if !manifest.suspect.is_empty() {
+            let falls = anomaly::sentence(&manifest.suspect);
+            let line = format!("{} is SUSPECT: {falls}", manifest.id);
+            report.line(manifest.finished_at, &line);
+        }
     }
 
     fn line(&self, done: &Done, error: Option<&Error>, finished_at: Timestamp) -> Line {
@@ -345,6 +369,7 @@ fn taken(manifest: &Manifest) -> Taken {
         bytes: manifest.artefact.bytes,
         raw_bytes: manifest.raw_bytes,
         sha256: manifest.artefact.sha256.clone(),
+        suspect: manifest.suspect.clone(),
     }
 }
 

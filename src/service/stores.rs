@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::report;
 use crate::app::App;
-use crate::catalog::list::{self, Catalog, Entry};
+use crate::catalog::list::{self, Catalog, Entry, State};
 use crate::catalog::{base, known, remains};
 use crate::clock;
 use crate::error::{Context, Error, Kind, Result};
-use crate::prune::{self, Pruned};
+use crate::prune::{self, Plan, Pruned};
 use crate::replicate;
 use crate::store::Store;
 use crate::store::lock::{DirLock, Reading};
@@ -171,9 +171,14 @@ fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
     let here = list::load(first.as_ref())?;
     let policy = app.policy(name)?;
     let keeps = |catalog: &Catalog| {
-        let plan = prune::plan(catalog, &policy, clock::now());
+        // A suspect one is copied, but what it holds back here was expired there long ago.
+        let suspect = |entry: &Entry| entry.state == State::Suspect;
+        let (suspect, entries) = catalog.entries.iter().cloned().partition(suspect);
+        let plan = prune::plan(&Catalog { entries }, &policy, clock::now());
         let kept = plan.verdicts.into_iter().filter(|verdict| verdict.keep);
-        kept.map(|verdict| verdict.entry.id).collect()
+        let suspect: Vec<Entry> = suspect;
+        let kept = kept.map(|verdict| verdict.entry).chain(suspect);
+        kept.map(|entry| entry.id).collect()
     };
     let pending = replicate::pending(&here, &there, &keeps);
     let hold = |entry: &Entry| app.reading(entry);
@@ -185,13 +190,38 @@ fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
         &app.cancel,
         say,
     )?;
-    if !copied.done.is_empty()
-        && let Some(note) = save(second.as_ref(), &list::load(second.as_ref())?)
-    {
-        say(&note);
-    }
+    let there = if copied.done.is_empty() {
+        there
+    } else {
+        let there = list::load(second.as_ref())?;
+        if let Some(note) = save(second.as_ref(), &there) {
+            say(&note);
+        }
+        there
+    };
+    replicate::pass_on_acceptance(&here, &there, second.as_ref(), clock::now())?;
     copied.verdict(&second.describe())?;
     Ok(copied.done)
+}
+
+/// A store's retention, decided. A suspect backup that only the first store has as yet keeps the
+/// others of its database in every store.
+///
+/// # Errors
+/// `Usage` when there is no such store.
+pub fn plan(app: &App, name: &str, catalog: &Catalog) -> Result<Plan> {
+    let mut all = catalog.clone();
+    if name != app.first()
+        && let Ok((_, first)) = app.catalog(None)
+    {
+        let there: BTreeSet<&BackupId> = catalog.entries.iter().map(|entry| &entry.id).collect();
+        let only_here = first.entries.into_iter();
+        let suspect = |entry: &Entry| entry.state == State::Suspect && !there.contains(&entry.id);
+        all.entries.extend(only_here.filter(suspect));
+    }
+    let mut plan = prune::plan(&all, &app.policy(name)?, clock::now());
+    plan.verdicts.truncate(catalog.entries.len());
+    Ok(plan)
 }
 
 /// Leaves what was read of the manifests to those who read next; a note when that fails.
@@ -208,7 +238,7 @@ pub fn expire(app: &App, name: &str, pruned: &mut Pruned, notes: &mut Vec<String
     let store = app.store(Some(name))?;
     let _lock = lock(app, name)?;
     let mut catalog = list::load(store.as_ref())?;
-    let plan = prune::plan(&catalog, &app.policy(name)?, clock::now());
+    let plan = plan(app, name, &catalog)?;
     let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());
     let applied = prune::apply(store.as_ref(), &plan, &in_use, &app.cancel)?;
     notes.extend(plan.warnings);

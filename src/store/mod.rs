@@ -15,6 +15,7 @@ pub mod local;
 pub mod lock;
 pub mod mark;
 pub mod object;
+pub mod rights;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -165,6 +166,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// `Failed` when it may still be there.
     fn delete(&self, key: &Key) -> Result<bool>;
+
+    /// Tries every right that backups need, and leaves nothing behind under this name.
+    fn try_rights(&self, key: &Key) -> Vec<rights::Tried> {
+        rights::write_read_delete(self, key)
+    }
 }
 
 /// An object in the making. Dropped unfinished, it leaves nothing.

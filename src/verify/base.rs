@@ -7,20 +7,19 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
-use super::Verified;
+use super::{Verified, is_shallow, only_stored, stored};
 use crate::archive::crc32c::Crc32c;
-use crate::archive::index::Index;
-use crate::archive::reader;
 use crate::archive::tar::{MemberKind, Piece, TarParser};
+use crate::archive::{Artefact, Identities, Index};
 use crate::cancel::Token;
 use crate::catalog::base::BAD_CHECKSUMS;
 use crate::catalog::layout::base_key;
 use crate::catalog::list::Entry;
-use crate::catalog::manifest::{ArchiveRecord, BaseRecord, FileRecord};
+use crate::catalog::manifest::{ArchiveRecord, BaseRecord, Manifest};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::store::{self, Key, Store};
-use crate::units::SegmentName;
+use crate::units::{ByteSize, SegmentName};
 
 /// `backup_manifest`, as far as it is needed.
 #[derive(Deserialize)]
@@ -47,26 +46,55 @@ struct Listed {
 /// Size and CRC-32C (when that is the algorithm) by path.
 type Expected = HashMap<Vec<u8>, (u64, Option<String>)>;
 
-/// Verifies a base backup that has a manifest.
+/// What opens it, threads, and whom to tell and ask.
+type With<'a> = (Option<&'a Identities>, usize, &'a Progress, &'a Token);
+
+/// Verifies a base backup that has a manifest; says what was read.
 ///
 /// # Errors
 /// `Damage` at the first difference, with its place; also for a backup of damaged pages.
-pub(super) fn verify(
+pub(super) fn content(
+    store: &dyn Store,
+    entry: &Entry,
+    manifest: &Manifest,
+    with: With<'_>,
+) -> Result<String> {
+    let (identities, _, _, cancel) = with;
+    let Some(base) = manifest.base.as_ref() else {
+        return Err(Error::damage("it is no base backup"));
+    };
+    if is_shallow(entry, identities) {
+        for file in manifest.files() {
+            cancel.check()?;
+            stored(store, &base_key(&entry.id, &file.name)?, file)?;
+        }
+        return Ok(only_stored(entry));
+    }
+    let done = verify(store, entry, base, with)?;
+    Ok(format!(
+        "{} in {} frames, {} files",
+        ByteSize(done.raw_bytes),
+        done.frames,
+        done.rows
+    ))
+}
+
+fn verify(
     store: &dyn Store,
     entry: &Entry,
     base: &BaseRecord,
-    threads: usize,
-    progress: &Progress,
-    cancel: &Token,
+    (identities, threads, progress, cancel): With<'_>,
 ) -> Result<Verified> {
+    let identities = identities.filter(|_| entry.encrypted);
     let mut expected = expected(store, entry, base)?;
     let mut done = Verified::default();
     for archive in &base.archives {
         cancel.check()?;
         let key = base_key(&entry.id, &archive.file.name)?;
-        same_hash(store, &key, &archive.file)?;
+        stored(store, &key, &archive.file)?;
         let index_key = base_key(&entry.id, &archive.index.name)?;
-        let index = Index::read(store, &index_key, &archive.index.sha256)?;
+        let index = Index::read(store, &index_key, &archive.index.sha256, identities)?;
+        let artefact = Artefact::open(store, key.clone(), entry.codec, identities)?;
         let mut check = Check {
             key: &key,
             prefix: archive
@@ -78,7 +106,7 @@ pub(super) fn verify(
             open: None,
             files: 0,
         };
-        check.read(store, entry, &index, (threads, progress, cancel))?;
+        check.read(&artefact, &index, (threads, progress, cancel))?;
         same_counts(&key, archive, &index)?;
         if check.is_wal {
             check.wal_is_whole(base)?;
@@ -101,16 +129,6 @@ pub(super) fn verify(
     Ok(done)
 }
 
-fn same_hash(store: &dyn Store, key: &Key, record: &FileRecord) -> Result<()> {
-    let (bytes, sha256) = store::hash(store, key)?;
-    if (bytes, &sha256) == (record.bytes, &record.sha256) {
-        return Ok(());
-    }
-    Err(Error::damage(format!(
-        "{key}: its length or SHA-256 is not the one in the manifest"
-    )))
-}
-
 fn same_counts(key: &Key, archive: &ArchiveRecord, index: &Index) -> Result<()> {
     if (archive.raw_bytes, archive.frames) == (index.raw_bytes, index.frames.len() as u64) {
         return Ok(());
@@ -122,7 +140,7 @@ fn same_counts(key: &Key, archive: &ArchiveRecord, index: &Index) -> Result<()> 
 
 fn expected(store: &dyn Store, entry: &Entry, base: &BaseRecord) -> Result<Expected> {
     let key = base_key(&entry.id, &base.backup_manifest.name)?;
-    same_hash(store, &key, &base.backup_manifest)?;
+    stored(store, &key, &base.backup_manifest)?;
     let json = store::get(store, &key)?.ok_or_else(|| store::missing(store, &key))?;
     let damage = |what: &dyn std::fmt::Display| Error::damage(format!("{key}: {what}"));
     let listing: Listing = serde_json::from_slice(&json).map_err(|error| damage(&error))?;
@@ -156,21 +174,19 @@ struct Check<'a> {
 impl Check<'_> {
     fn read(
         &mut self,
-        store: &dyn Store,
-        entry: &Entry,
+        artefact: &Artefact<'_>,
         index: &Index,
         with: (usize, &Progress, &Token),
     ) -> Result<()> {
         let (threads, progress, cancel) = with;
         let mut parser = TarParser::default();
-        let key = self.key;
-        reader::stream(store, key, entry.codec, index, threads, &mut |raw, _| {
+        artefact.stream(index, threads, &mut |raw, _| {
             cancel.check()?;
             parser.feed(raw, &mut |piece| self.piece(piece))?;
             progress.add(raw.len() as u64, 0);
             Ok(())
         })?;
-        parser.finish().map_err(|error| error.context(key))
+        parser.finish().map_err(|error| error.context(self.key))
     }
 
     fn piece(&mut self, piece: Piece) -> Result<()> {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::archive::codec::{decoder, has_mark};
 use crate::archive::index::{FrameRecord, Index};
-use crate::archive::reader::stream;
+use crate::archive::reader::Artefact;
 use crate::error::Kind;
 use crate::store::failing::{FailingStore, Failure};
 use crate::store::local::LocalStore;
@@ -24,7 +24,14 @@ fn start(store: &dyn Store, codec: Codec, threads: usize, budget: usize) -> Arte
     let (artefact, index) = keys();
     let artefact = store.create(&artefact, Put::Replace).unwrap();
     let index = store.create(&index, Put::Replace).unwrap();
-    ArtefactWriter::with_budget(artefact, index, codec, threads, Arc::default(), budget)
+    ArtefactWriter::with_budget(
+        artefact,
+        index,
+        (codec, &Crypt::None),
+        threads,
+        Arc::default(),
+        budget,
+    )
 }
 
 struct Summary {
@@ -58,14 +65,14 @@ fn write_all(store: &dyn Store, codec: Codec, pieces: &[Vec<u8>], budget: usize)
 
 fn read_all(store: &dyn Store, codec: Codec, index_sha256: &str) -> Result<Vec<Vec<u8>>> {
     let (artefact, index) = keys();
-    let index = Index::read(store, &index, index_sha256)?;
+    let index = Index::read(store, &index, index_sha256, None)?;
     let mut pieces = Vec::new();
     let mut sink = |raw: &[u8], frame: &FrameRecord| {
         assert_eq!(frame.meaning.get(), format!("{{\"i\":{}}}", pieces.len()));
         pieces.push(raw.to_vec());
         Ok(())
     };
-    stream(store, &artefact, codec, &index, 2, &mut sink)?;
+    Artefact::open(store, artefact, codec, None)?.stream(&index, 2, &mut sink)?;
     Ok(pieces)
 }
 
@@ -138,7 +145,7 @@ fn any_flipped_bit_and_any_cut_of_an_artefact_is_damage() {
                 "{codec} byte {i}"
             );
         }
-        let index = Index::read(&store, &keys().1, &summary.index_sha256).unwrap();
+        let index = Index::read(&store, &keys().1, &summary.index_sha256, None).unwrap();
         for frame in &index.frames {
             let cut = usize::try_from(frame.offset).unwrap();
             assert_eq!(
@@ -173,9 +180,10 @@ fn sink_that_fails_ends_the_stream() {
     let pieces = vec![vec![7; 1 << 20]; 120];
     let summary = write_all(&store, Codec::GZIP, &pieces, BUDGET);
     let (artefact, index) = keys();
-    let index = Index::read(&store, &index, &summary.index_sha256).unwrap();
+    let index = Index::read(&store, &index, &summary.index_sha256, None).unwrap();
     let mut sink = |_: &[u8], _: &FrameRecord| Err(Error::failed("pipe closed"));
-    let error = stream(&store, &artefact, Codec::GZIP, &index, 2, &mut sink).unwrap_err();
+    let artefact = Artefact::open(&store, artefact, Codec::GZIP, None).unwrap();
+    let error = artefact.stream(&index, 2, &mut sink).unwrap_err();
     assert_eq!(error.fact, "pipe closed");
 }
 

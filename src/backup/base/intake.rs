@@ -50,7 +50,12 @@ struct Listing {
 
 /// The names of an archive and its index.
 pub(super) fn names(stem: &str, run: &Run<'_>) -> [String; 2] {
-    let name = format!("{stem}.tar{}", run.options.codec.suffix());
+    let age = if run.options.crypt.is_encrypted() {
+        ".age"
+    } else {
+        ""
+    };
+    let name = format!("{stem}.tar{}{age}", run.options.codec.suffix());
     let index = format!("{name}{}", Part::Index.suffix());
     [name, index]
 }
@@ -67,7 +72,7 @@ pub(super) fn begin(
     Ok(ArtefactWriter::start(
         create(&names[0])?,
         create(&names[1])?,
-        run.options.codec,
+        (run.options.codec, &run.options.crypt),
         threads,
         progress,
     ))

@@ -22,11 +22,13 @@ use jiff::Timestamp;
 use self::intake::Intake;
 use self::wal::Collector;
 use super::run::{LOCK_BASE, lock_cluster};
+use crate::archive::crypt::{self, Crypt};
 use crate::cancel::Token;
+use crate::catalog::base as stored;
+use crate::catalog::commit::same_size;
 use crate::catalog::layout::{BASE_LOCK, base_key};
 use crate::catalog::list::{self, Entry};
 use crate::catalog::manifest::{BaseRecord, Manifest};
-use crate::catalog::{base as stored, commit};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::postgres::Target;
@@ -42,6 +44,8 @@ use crate::units::{BackupId, Codec, SegmentSize};
 pub struct Options {
     pub cluster: String,
     pub codec: Codec,
+    /// For archives and indexes; `backup_manifest` stays readable, which the next incremental backup needs.
+    pub crypt: Crypt,
     /// Compressors.
     pub jobs: usize,
     /// Only what changed since the newest one, where that can be.
@@ -113,10 +117,22 @@ pub fn take(run: &Run<'_>) -> Result<Manifest> {
             // After a signal the failure is only that a connection was closed.
             run.cancel.check().err().unwrap_or(error)
         })?;
-    let committed = stored::commit(run.store, &manifest);
+    let committed = commit(run, manifest);
     drop(holder);
     lock.release()?;
-    committed.map(|()| manifest)
+    committed
+}
+
+/// Makes the backup exist; the manifest comes back in the clear.
+fn commit(run: &Run<'_>, mut manifest: Manifest) -> Result<Manifest> {
+    let Crypt::Age(recipients) = &run.options.crypt else {
+        return stored::commit(run.store, &manifest).map(|()| manifest);
+    };
+    manifest.encrypted = true;
+    manifest.recipients = recipients.names();
+    let details = manifest.conceal(&|json| crypt::seal(recipients, json))?;
+    stored::commit(run.store, &manifest)?;
+    Ok(manifest.with(details))
 }
 
 /// What every step of one backup needs.
@@ -292,8 +308,8 @@ fn store_archive(
 ) -> Result<crate::catalog::manifest::ArchiveRecord> {
     use crate::catalog::manifest::{ArchiveRecord, FileRecord};
     let [name, index_name] = names;
-    commit::same_size(&written.artefact.finish()?, written.bytes)?;
-    commit::same_size(&written.index.finish()?, written.index_bytes)?;
+    same_size(&written.artefact.finish()?, written.bytes)?;
+    same_size(&written.index.finish()?, written.index_bytes)?;
     Ok(ArchiveRecord {
         oid: None,
         location: None,

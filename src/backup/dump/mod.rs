@@ -11,6 +11,7 @@
 //! future work: cancelling closes all connections, and nothing is committed.
 
 mod begin;
+mod commit;
 mod drops;
 mod globals;
 mod objects;
@@ -34,9 +35,10 @@ use self::script::{Envelope, Statements};
 use self::snapshot::Snapshot;
 use self::toc::Toc;
 use crate::archive::script::{Meaning, Part, Role, Stage};
-use crate::archive::{ArtefactWriter, FrameSender, Written};
+use crate::archive::{Crypt, FrameSender, Written};
+use crate::backup::gate::Gate;
 use crate::cancel::Token;
-use crate::catalog::commit;
+use crate::catalog::commit::free_id;
 use crate::catalog::manifest::{Manifest, NamedVersion, ObjectCount, TableCount};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools::Tools;
@@ -54,6 +56,7 @@ pub struct Options {
     /// Name of the cluster in the configuration.
     pub cluster: String,
     pub codec: Codec,
+    pub crypt: Crypt,
     /// Connections that copy, and threads that compress.
     pub jobs: usize,
     pub lock_timeout: Duration,
@@ -70,6 +73,7 @@ pub struct Run<'a> {
     pub say: &'a dyn Fn(&str),
     /// Told the id before anything is written under it.
     pub announce: &'a mut dyn FnMut(&BackupId) -> Result<()>,
+    pub gate: &'a Gate<'a>,
 }
 
 /// Dumps the database that `target` names and commits the backup.
@@ -111,16 +115,9 @@ fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Ma
 
     let database = target.database().to_owned();
     let make = |time| BackupId::dump(&database, time);
-    let (id, started_at) = commit::free_id(run.store, &make, crate::clock::now())?;
+    let (id, started_at) = free_id(run.store, &make, crate::clock::now())?;
     (run.announce)(&id)?;
-    let (artefact, index) = commit::begin(run.store, &id, options.codec)?;
-    let writer = ArtefactWriter::start(
-        artefact,
-        index,
-        options.codec,
-        options.jobs,
-        Arc::clone(&run.progress),
-    );
+    let writer = commit::begin(run.store, &id, options, options.jobs, &run.progress)?;
     let sender = writer.sender();
     let envelope = Envelope::new(version_num)?;
     let about = about(&database, &schema.toc, started_at);
@@ -177,7 +174,7 @@ fn take_once(target: &Target, options: &Options, run: &mut Run<'_>) -> Result<Ma
         warnings: schema.warnings,
         ..blank(id, &written, options, started_at)
     };
-    commit::commit(run.store, written, manifest)
+    commit::commit(run.store, written, manifest, &options.crypt, run.gate)
 }
 
 /// The script's first words.
@@ -324,11 +321,9 @@ pub fn take_globals(
     let envelope = Envelope::new(version_num)?;
     let globals = globals::read(&program, &client.pinned(), can_read, &envelope, run.cancel)?;
 
-    let (id, started_at) = commit::free_id(run.store, &BackupId::globals, crate::clock::now())?;
+    let (id, started_at) = free_id(run.store, &BackupId::globals, crate::clock::now())?;
     (run.announce)(&id)?;
-    let (artefact, index) = commit::begin(run.store, &id, options.codec)?;
-    let writer =
-        ArtefactWriter::start(artefact, index, options.codec, 1, Arc::clone(&run.progress));
+    let writer = commit::begin(run.store, &id, options, 1, &run.progress)?;
     let sender = writer.sender();
     let server_version = client
         .parameter("server_version")
@@ -360,7 +355,7 @@ pub fn take_globals(
     };
     debug_assert_eq!(manifest.kind, BackupKind::Globals);
     Ok((
-        commit::commit(run.store, written, manifest)?,
+        commit::commit(run.store, written, manifest, &options.crypt, run.gate)?,
         globals.notice,
     ))
 }

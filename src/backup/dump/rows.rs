@@ -13,7 +13,7 @@
 //! connections are closed, so that nobody waits for a server that still works on a COPY.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Run;
@@ -22,7 +22,7 @@ use super::oversize;
 use super::snapshot::{self, Snapshot, Table};
 use super::toc::{Entry, Toc};
 use crate::archive::FrameSender;
-use crate::archive::script::{FRAME_RAW_BYTES, Meaning};
+use crate::archive::script::{Meaning, frame_raw_bytes};
 use crate::cancel::Token;
 use crate::error::{Error, Result, caught};
 use crate::postgres::{Canceller, Client, Target, patience};
@@ -72,6 +72,9 @@ struct Work<'a> {
     sender: &'a FrameSender,
     progress: &'a Progress,
     cancel: &'a Token,
+    jobs: usize,
+    /// Raw bytes in frames that are closed.
+    sent: AtomicU64,
     failed: AtomicBool,
     connections: Mutex<Vec<Canceller>>,
 }
@@ -104,6 +107,8 @@ pub(super) fn copy_all(
         sender,
         progress: &run.progress,
         cancel: run.cancel,
+        jobs,
+        sent: AtomicU64::new(0),
         failed: AtomicBool::new(false),
         connections: Mutex::new(Vec::new()),
     };
@@ -311,6 +316,8 @@ impl<'a> Work<'a> {
             root: entry.definition.starts_with(b"-- load via partition root "),
             sender: self.sender,
         };
+        let limit = || frame_raw_bytes(self.sent.load(Ordering::Relaxed), self.jobs);
+        let mut frame_bytes = limit();
         let (mut total_rows, mut total_bytes) = (0_u64, 0_u64);
         let (mut unreported_rows, mut unreported_bytes) = (0_u64, 0_u64);
         let sql = [lock, b"; ", &copy_statement(table, range)].concat();
@@ -321,8 +328,11 @@ impl<'a> Work<'a> {
             if ends_row {
                 frame.rows += 1;
                 unreported_rows += 1;
-                if frame.raw.len() >= FRAME_RAW_BYTES {
+                if frame.raw.len() >= frame_bytes {
                     self.cancel.check()?;
+                    self.sent
+                        .fetch_add(frame.raw.len() as u64, Ordering::Relaxed);
+                    frame_bytes = limit();
                     frame.send()?;
                     self.progress.add(0, unreported_rows);
                     total_rows += unreported_rows;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::super::{Config, Databases, Environment, Flags, Place, load};
+use super::super::{Among, Config, Databases, Environment, Flags, Place, load};
 use crate::error::{Error, Kind};
 
 /// Loads a text as the file, beside these variables.
@@ -56,6 +56,16 @@ fn what_is_wrong_is_named_with_line_and_column() {
         ("backup_jobs = 1.5", "expected a whole number"),
         ("backup_dir = 'x", "line 1, column"),
         ("max_runs = 0", "expected a whole number from 1 to 100"),
+        ("anomaly = 1", "expected a table [anomaly]"),
+        (
+            "[anomaly]\nrows_fall_percent = 101",
+            "line 2, column 21: expected a whole number from 0 to 100",
+        ),
+        ("[anomaly]\ntable_gone = 1", "expected true or false"),
+        (
+            "[anomaly]\nrows = 5",
+            "line 2, column 1: unknown key \"rows\" in [anomaly]",
+        ),
         ("pgark_config = 'x'", "cannot be set in the top"),
         (
             "db_user='a'\ndb_user_file='/b'",
@@ -190,7 +200,7 @@ fn several_clusters_have_a_folder_each_on_every_store_and_one_has_none() {
         places(&config),
         [("local", "/backups".into()), ("s3", "b:backups/".into())]
     );
-    assert!(!config.is_one_of_several);
+    assert!(config.among == Among::Alone);
     let two = format!("{one}[[cluster]]\nname = 'c'\nfolder = '.'\n");
     let configs = read(&two, &[("S3_PREFIX", "x")]).unwrap();
     assert_eq!(
@@ -202,7 +212,7 @@ fn several_clusters_have_a_folder_each_on_every_store_and_one_has_none() {
         [("local", "/backups".into()), ("s3", "b:x".into())]
     );
     assert_eq!(configs[0].dir, PathBuf::from("/backups/a"));
-    assert!(configs.iter().all(|config| config.is_one_of_several));
+    assert!(configs.iter().all(|config| config.among == Among::Several));
     let error = read(&format!("{two}[[cluster]]\nname='d'\nfolder='a'"), &[]).unwrap_err();
     assert!(
         error.fact.contains("a and d have the same folder"),
@@ -265,7 +275,7 @@ fn a_cluster_is_chosen_by_its_name() {
     };
     let found = wanted("b").unwrap();
     assert_eq!((found.len(), found[0].jobs), (1, 9));
-    assert!(found[0].is_one_of_several && found[0].dir.ends_with("b"));
+    assert!(found[0].among == Among::Chosen && found[0].dir.ends_with("b"));
     let error = wanted("c").unwrap_err();
     assert_eq!(error.hint.as_deref(), Some("clusters: a, b"));
 }
@@ -336,4 +346,18 @@ proptest! {
             prop_assert_eq!(error.kind, Kind::Usage);
         }
     }
+}
+
+#[test]
+fn the_thresholds_of_suspect_backups_are_keys_of_the_file() {
+    let of = |text: &str| read(text, &[]).unwrap()[0].anomaly;
+    let usual = of("");
+    assert_eq!(usual, crate::config::Anomaly::default());
+    let text = "[anomaly]\nrows_fall_percent = 80\nrows_min = 5\nsize_fall_percent = 0\nsize_min_bytes = 7\n\
+        table_gone = false\ntable_gone_rows_min = 9\nhistory = 3";
+    let set = of(text);
+    assert_eq!((set.rows_fall_percent, set.rows_min), (80, 5));
+    assert_eq!((set.size_fall_percent, set.size_min_bytes), (0, 7));
+    assert_eq!((set.table_gone, set.table_gone_rows_min), (false, 9));
+    assert_eq!(set.history, 3);
 }

@@ -116,16 +116,15 @@ fn unpack(
         .filter_map(|archive| Some((archive.oid?, dir.with_extension(archive.oid?.to_string()))))
         .collect();
     make(dir, None)?;
-    for (archive, index) in step.base.archives.iter().zip(&step.indexes) {
+    for (archive, source) in step.base.archives.iter().zip(&step.sources) {
         if is_wal(archive) {
             continue;
         }
         let place = places.iter().find(|(oid, _)| Some(*oid) == archive.oid);
         let place = place.map_or(dir, |(_, place)| place);
         make(place, None)?;
-        let key = base_key(&step.entry.id, &archive.file.name)?;
         let mut extract = Extract::new(place, &places, None, progress);
-        extract.run(plan.store, &key, step.entry.codec, index, (threads, cancel))?;
+        extract.run(source, threads, cancel)?;
     }
     link_tablespaces(dir, &places, None)?;
     let key = base_key(&step.entry.id, &step.base.backup_manifest.name)?;

@@ -10,14 +10,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use crate::archive::index::Index;
-use crate::archive::reader;
 use crate::archive::tar::{Member, MemberKind, Piece, TarParser};
+use crate::archive::{Artefact, Index};
 use crate::cancel::Token;
 use crate::error::{Context, Error, Result};
 use crate::progress::Progress;
-use crate::store::{Key, Store};
-use crate::units::Codec;
 
 /// What is not written as it comes.
 const CONTROL: &str = "global/pg_control";
@@ -84,21 +81,20 @@ impl<'a> Extract<'a> {
     /// `Damage` for an artefact or a stream that is not right, else as the file system.
     pub(super) fn run(
         &mut self,
-        store: &dyn Store,
-        key: &Key,
-        codec: Codec,
-        index: &Index,
-        with: (usize, &Token),
+        (artefact, index): &(Artefact<'_>, Index),
+        threads: usize,
+        cancel: &Token,
     ) -> Result<()> {
-        let (threads, cancel) = with;
         let mut parser = TarParser::default();
-        reader::stream(store, key, codec, index, threads, &mut |raw, _| {
+        artefact.stream(index, threads, &mut |raw, _| {
             cancel.check()?;
             parser.feed(raw, &mut |piece| self.piece(piece))?;
             self.progress.add(raw.len() as u64, 0);
             Ok(())
         })?;
-        parser.finish().map_err(|error| error.context(key))
+        parser
+            .finish()
+            .map_err(|error| error.context(artefact.key()))
     }
 
     fn piece(&mut self, piece: Piece) -> Result<()> {

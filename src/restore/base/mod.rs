@@ -21,7 +21,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use self::extract::{Extract, Owner, link_tablespaces};
-use crate::archive::index::Index;
+use crate::archive::{Artefact, Identities, Index};
 use crate::cancel::Token;
 use crate::catalog::layout::base_key;
 use crate::catalog::list::Entry;
@@ -40,6 +40,8 @@ pub struct Order<'a> {
     /// Old place → new place.
     pub mapping: Vec<(PathBuf, PathBuf)>,
     pub tools: &'a Tools,
+    /// What opens those that are encrypted.
+    pub identities: Option<&'a Identities>,
 }
 
 /// What will be done; everything in it was found to be there.
@@ -62,7 +64,7 @@ struct Step<'a> {
     manifest: &'a Manifest,
     base: &'a BaseRecord,
     /// In the order of the archives.
-    indexes: Vec<Index>,
+    sources: Vec<(Artefact<'a>, Index)>,
 }
 
 /// How the restored server stands.
@@ -82,7 +84,7 @@ pub struct Restored {
 pub fn plan<'a>(order: &Order<'a>) -> Result<Plan<'a>> {
     let mut steps = Vec::new();
     for entry in &order.chain {
-        steps.push(step(order.store, entry)?);
+        steps.push(step(order.store, entry, order.identities)?);
     }
     let last = steps
         .last()
@@ -117,7 +119,12 @@ pub fn plan<'a>(order: &Order<'a>) -> Result<Plan<'a>> {
     })
 }
 
-fn step<'a>(store: &dyn Store, entry: &'a Entry) -> Result<Step<'a>> {
+fn step<'a>(
+    store: &'a dyn Store,
+    entry: &'a Entry,
+    identities: Option<&Identities>,
+) -> Result<Step<'a>> {
+    let identities = identities.filter(|_| entry.encrypted);
     let manifest = entry.manifest.as_ref();
     let parts = manifest.and_then(|manifest| Some((manifest, manifest.base.as_ref()?)));
     let Some((manifest, base)) = parts else {
@@ -141,15 +148,17 @@ fn step<'a>(store: &dyn Store, entry: &'a Entry) -> Result<Step<'a>> {
             .hint("`pgark list` shows the others"));
         }
     }
-    let index = |archive: &ArchiveRecord| {
+    let source = |archive: &ArchiveRecord| {
         let key = base_key(&entry.id, &archive.index.name)?;
-        Index::read(store, &key, &archive.index.sha256)
+        let index = Index::read(store, &key, &archive.index.sha256, identities)?;
+        let key = base_key(&entry.id, &archive.file.name)?;
+        Ok((Artefact::open(store, key, entry.codec, identities)?, index))
     };
     Ok(Step {
         entry,
         manifest,
         base,
-        indexes: base.archives.iter().map(index).collect::<Result<_>>()?,
+        sources: base.archives.iter().map(source).collect::<Result<_>>()?,
     })
 }
 
@@ -288,7 +297,7 @@ impl Plan<'_> {
             .last()
             .ok_or_else(|| Error::failed("there is nothing to restore"))?;
         let mut control = Vec::new();
-        for (archive, index) in step.base.archives.iter().zip(&step.indexes) {
+        for (archive, source) in step.base.archives.iter().zip(&step.sources) {
             let place = match archive.oid {
                 None if is_wal(archive) => continue,
                 None => &self.data_dir,
@@ -297,8 +306,7 @@ impl Plan<'_> {
             let mut extract = Extract::new(place, &self.tablespaces, owner, progress);
             extract.keep_map = !self.moved;
             extract.hold_control = true;
-            let key = base_key(&step.entry.id, &archive.file.name)?;
-            extract.run(self.store, &key, step.entry.codec, index, (threads, cancel))?;
+            extract.run(source, threads, cancel)?;
             control.extend(extract.control);
         }
         link_tablespaces(&self.data_dir, &self.tablespaces, owner)?;
@@ -339,16 +347,9 @@ impl Plan<'_> {
         }
         let wal = self.data_dir.join("pg_wal");
         make(&wal, owner)?;
-        for (archive, index) in step.base.archives.iter().zip(&step.indexes) {
+        for (archive, source) in step.base.archives.iter().zip(&step.sources) {
             if is_wal(archive) {
-                let key = base_key(&step.entry.id, &archive.file.name)?;
-                Extract::new(&wal, &[], owner, progress).run(
-                    self.store,
-                    &key,
-                    step.entry.codec,
-                    index,
-                    (threads, cancel),
-                )?;
+                Extract::new(&wal, &[], owner, progress).run(source, threads, cancel)?;
             }
         }
         let made = self.settle(step, owner)?;

@@ -21,6 +21,7 @@ fn backup() -> impl Strategy<Value = Backup> {
         4 => Just(Condition::Good),
         2 => Just(Condition::Verified),
         2 => Just(Condition::Bad("damaged".into())),
+        1 => Just(Condition::Suspect("it fell".into())),
     ];
     let database = proptest::sample::select(&["app", "app-x", "shop"][..]);
     let cluster = proptest::sample::select(&["7301", "9"][..]);
@@ -122,6 +123,17 @@ proptest! {
     }
 
     #[test]
+    fn beside_a_suspect_backup_its_database_stays_whole(
+        history in history(), policy in policy(), clock in any_clock()
+    ) {
+        let kept = prune(&history, &policy, clock);
+        for suspect in history.iter().filter(|backup| backup.is_suspect()) {
+            let same = |other: &&Backup| other.kind == suspect.kind && other.database == suspect.database;
+            prop_assert_eq!(kept.iter().filter(same).count(), history.iter().filter(same).count());
+        }
+    }
+
+    #[test]
     fn nothing_more_expires_when_nothing_has_happened(
         history in history(), policy in policy(), clock in any_clock()
     ) {
@@ -186,7 +198,10 @@ proptest! {
         for (backup, decision) in history.iter().zip(&plan.decisions) {
             let last = decision.reasons.last().unwrap();
             prop_assert_eq!(matches!(last, Reason::NoRule(_)), !decision.keep);
-            let said = matches!(decision.reasons[0], Reason::NotGood(_) | Reason::Unchecked);
+            let said = matches!(
+                decision.reasons[0],
+                Reason::NotGood(_) | Reason::Suspect(_) | Reason::Unchecked
+            );
             prop_assert_eq!(said, !backup.is_good());
             prop_assert!(!decision.to_string().is_empty());
         }

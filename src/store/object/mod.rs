@@ -22,6 +22,7 @@ mod lists;
 mod options;
 mod parts;
 mod remains;
+mod rights;
 mod upload;
 mod wire;
 mod xml;
@@ -37,6 +38,7 @@ pub use self::options::{Keys, S3Options, Secret, Warn};
 use self::upload::S3Upload;
 use self::wire::{Action, Call};
 use super::local::final_name;
+use super::rights::Tried;
 use super::{Key, Object, Put, Store, Upload, missing};
 use crate::cancel;
 use crate::error::{Error, Result};
@@ -170,6 +172,10 @@ impl Store for S3Store {
             .into_values()
             .map(|(object, _)| object)
             .collect())
+    }
+
+    fn try_rights(&self, key: &Key) -> Vec<Tried> {
+        self.rights(key)
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {

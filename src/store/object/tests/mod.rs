@@ -12,6 +12,7 @@ mod lists;
 mod proxy;
 mod real;
 mod refusals;
+mod rights;
 mod server;
 mod tls;
 
