@@ -25,8 +25,12 @@ test:
 # pgark and its peers on the same data, in ratios.
 bench:
 	scripts/setup.sh bench
+	scripts/setup.sh test
 	cargo build --release
-	scripts/bench.sh
+	scripts/bench.sh --runs 3 --gb 1
+	for jobs in 1 4; do scripts/bench.sh --gb 1 --dumps --jobs $$jobs; done
+	scripts/bench.sh --gb 1 --dumps --shape one
+	scripts/bench-s3.sh
 
 lint:
 	cargo fmt --check

@@ -1,26 +1,34 @@
 #!/usr/bin/env bash
 # pgark and its peers on the same data, in one run, in ratios.
 #
-# Usage: scripts/bench.sh [--gb N] [--jobs N] [--runs N] [--keep]
+# Usage: scripts/bench.sh [--gb N] [--jobs N] [--runs N] [--shape mixed|one] [--dumps] [--keep]
 #
 # A server of its own on a Unix socket, a generated database (wide rows, narrow rows, JSON with
-# a GIN index, big text), then each contestant in turn, RUNS times, medians quoted. Seconds
+# a GIN index, big text; with --shape one a single table is 95 % of it), then each contestant in turn, RUNS times, medians quoted. Seconds
 # depend on the machine and on what else it does: only ratios of one run mean something.
 # "cpu" is the whole machine's busy time, so it counts the server too; "memory" is the largest
 # resident size of the contestant's biggest process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-gb=2 jobs=2 runs=1 keep=
+gb=2 jobs=2 runs=1 shape=mixed dumps= keep=
 while [ $# -gt 0 ]; do
     case $1 in
         --gb) gb=$2; shift 2 ;;
         --jobs) jobs=$2; shift 2 ;;
         --runs) runs=$2; shift 2 ;;
+        --shape) shape=$2; shift 2 ;;
+        --dumps) dumps=1; shift ;; # parallel dumps alone: no old pipeline, no restore
         --keep) keep=1; shift ;;
-        *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+        *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done
+
+case $shape in
+    mixed) few=$gb wide=$gb ;;
+    one) few=$(awk "BEGIN { print $gb * 0.067 }") wide=$(awk "BEGIN { print $gb * 3.8 }") ;;
+    *) echo "bench: no shape $shape; there are mixed and one" >&2; exit 2 ;;
+esac
 
 cache=$(scripts/setup.sh cache)
 pgark=${PGARK:-${CARGO_TARGET_DIR:-target}/release/pgark}
@@ -52,12 +60,12 @@ psql() { "$bin/psql" -X -q -v ON_ERROR_STOP=1 "$@"; }
 echo "bench: making $gb GB of data …" >&2
 # Counts per GB of table data, about a quarter for each shape.
 psql -d postgres -c 'CREATE DATABASE bench TEMPLATE template0'
-psql -d bench -v n="$gb" <<'SQL'
+psql -d bench -v n="$few" -v w="$wide" <<'SQL'
 SET synchronous_commit = off;
 SELECT setseed(0.42) \g /dev/null
 CREATE TABLE narrow (id bigint PRIMARY KEY, k integer NOT NULL, v double precision, at timestamptz NOT NULL);
 INSERT INTO narrow SELECT i, (random() * 1e6)::int, random() * 1000, timestamptz '2025-01-01' + i * interval '7 seconds'
-  FROM generate_series(1, 4000000 * :n) i;
+  FROM generate_series(1, (4000000 * :n)::int) i;
 CREATE INDEX ON narrow (k);
 CREATE TABLE wide (id bigint PRIMARY KEY, name text, mail text, city text, a int, b int, c numeric(12,2), d numeric(12,2),
   e date, f timestamptz, g boolean, h uuid, note text, parent bigint);
@@ -66,20 +74,20 @@ INSERT INTO wide SELECT i, 'Customer ' || (random() * 1e7)::int, 'user' || i || 
     (random() * 1e6)::numeric(12,2), (random() * 100)::numeric(12,2), date '2020-01-01' + (i % 2000)::int,
     timestamptz '2025-01-01' + random() * interval '300 days', i % 3 = 0, gen_random_uuid(),
     repeat(substr(md5(i::text), 1, 8) || ' lorem ipsum ', 1 + (i % 5)::int), 1 + (random() * (i - 1))::bigint
-  FROM generate_series(1, 900000 * :n) i;
+  FROM generate_series(1, (900000 * :w)::int) i;
 CREATE INDEX ON wide (mail);
 CREATE INDEX ON wide (city, e);
 CREATE TABLE event (id bigint PRIMARY KEY, wide_id bigint NOT NULL, payload jsonb NOT NULL);
-INSERT INTO event SELECT i, 1 + (random() * (900000 * :n - 1))::bigint, jsonb_build_object('type', (array['view','click','buy','sign-in','error'])[1 + i % 5],
+INSERT INTO event SELECT i, 1 + (random() * (900000 * :w - 1))::bigint, jsonb_build_object('type', (array['view','click','buy','sign-in','error'])[1 + i % 5],
     'at', timestamptz '2025-01-01' + i * interval '3 seconds', 'tags', jsonb_build_array('t' || (random() * 200)::int, 't' || (random() * 50)::int),
     'amount', (random() * 1e4)::numeric(10,2), 'session', md5((i / 7)::text), 'agent', jsonb_build_object('os', i % 7, 'browser', 'b' || i % 13))
-  FROM generate_series(1, 700000 * :n) i;
+  FROM generate_series(1, (700000 * :n)::int) i;
 CREATE INDEX ON event USING gin (payload jsonb_path_ops);
 CREATE TABLE article (id bigint PRIMARY KEY, title text NOT NULL, body text NOT NULL);
 INSERT INTO article SELECT i, 'Title ' || i, (SELECT string_agg(w, ' ') FROM (SELECT (array['backup','restore','the','of','and','server',
     'database','table','row','write','ahead','log','time','line','second','minute','hour','disk','fails','works'])[1 + (random() * 19)::int]
     || CASE WHEN random() < 0.2 THEN (random() * 99999)::int::text ELSE '' END AS w FROM generate_series(1, 400 + (i % 400)::int)) s)
-  FROM generate_series(1, 55000 * :n) i;
+  FROM generate_series(1, (55000 * :n)::int) i;
 ALTER TABLE event ADD FOREIGN KEY (wide_id) REFERENCES wide;
 VACUUM ANALYZE;
 CHECKPOINT;
@@ -121,7 +129,7 @@ create='"$bin/createdb" -T template0 target'
 recipient=$("$pgark" --quiet keygen --out "$work/key")
 
 for _ in $(seq "$runs"); do
-    measure dump 'pg_dump | gzip; sha256sum' "$out/old.sql.gz" \
+    [ -n "$dumps" ] || measure dump 'pg_dump | gzip; sha256sum' "$out/old.sql.gz" \
         bash -c '"$bin/pg_dump" -d bench | gzip >"$out/old.sql.gz" && sha256sum "$out/old.sql.gz"'
     rm -rf "$out/fd"
     measure dump "pg_dump -Fd -j$jobs -Z1" "$out/fd" "$bin/pg_dump" -Fd -j"$jobs" -Z1 -d bench -f "$out/fd"
@@ -137,6 +145,7 @@ for _ in $(seq "$runs"); do
     measure dump "COPY to nothing, $jobs connections" - bash -c '
         for half in "SELECT * FROM narrow" "SELECT * FROM wide" "SELECT * FROM event" "SELECT * FROM article"; do echo "$half"; done |
         xargs -P "$jobs" -I{} "$bin/psql" -X -q -d bench -c "COPY ({}) TO STDOUT" -o /dev/null'
+    [ -z "$dumps" ] || continue
     fresh
     measure restore 'gunzip | psql' - bash -c "$create"' && gunzip -c "$out/old.sql.gz" | "$bin/psql" -X -q -v ON_ERROR_STOP=1 -d target >/dev/null && "$bin/psql" -X -q -d target -c ANALYZE'
     fresh
@@ -149,7 +158,7 @@ for _ in $(seq "$runs"); do
 done
 
 echo
-echo "$(nproc) cores, PostgreSQL $("$bin/postgres" --version | awk '{print $3}'), $gb GB, $jobs jobs, $runs run(s); medians. Every restore includes ANALYZE."
+echo "$(nproc) cores, PostgreSQL $("$bin/postgres" --version | awk '{print $3}'), $gb GB ($shape), $jobs jobs, $runs run(s); medians. Every restore includes ANALYZE."
 echo
 awk -F'\t' '
     function median(list,   n, i, j, t, a) { n = split(list, a, " "); for (i = 2; i <= n; i++) for (j = i; j > 1 && a[j-1]+0 > a[j]+0; j--) { t = a[j]; a[j] = a[j-1]; a[j-1] = t } return a[int((n + 1) / 2)] }

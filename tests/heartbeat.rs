@@ -136,6 +136,7 @@ fn a_run_in_part_is_no_success() {
         let busy = site
             .pgark(["backup"])
             .env("HEARTBEAT_URL", monitor.kuma())
+            .env("PGARK_LOCK_TIMEOUT", "1s")
             .run();
         busy.code == 6
     });

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{Server, TempDir};
+use crate::bad_luck::Tmpfs;
+use crate::support::{Server, Setup, TempDir};
 
 /// What the pages say for the places of a test.
 const DIR: &str = "/backups";
@@ -20,6 +21,10 @@ struct Stage {
     place: TempDir,
     /// Ids of the page, and those of this run.
     ids: BTreeMap<String, String>,
+    /// Further variables of the page.
+    more: Vec<(&'static str, String)>,
+    /// What they name, as the page calls it.
+    names: Vec<(String, &'static str)>,
 }
 
 impl Stage {
@@ -38,6 +43,8 @@ impl Stage {
             server,
             place: TempDir::new(),
             ids: BTreeMap::new(),
+            more: Vec::new(),
+            names: Vec::new(),
         }
     }
 
@@ -88,11 +95,15 @@ impl Stage {
             .env("BACKUP_DIR", self.dir())
             .env("DB_NAME", "app")
             .env("BACKUP_JOBS", "2");
+        shell.envs(self.more.iter().map(|(name, value)| (*name, value)));
         shell.current_dir(self.place.path()).stdin(Stdio::null());
         let shown = shell.output().unwrap();
         let shown = String::from_utf8_lossy(&shown.stdout);
         let shown = shown.replace(&self.dir().display().to_string(), DIR);
-        shown.replace(&self.address(), HOST)
+        let shown = shown.replace(&self.place.path().display().to_string(), "~");
+        let shown = shown.replace(&self.address(), HOST);
+        let names = self.names.iter();
+        names.fold(shown, |shown, (own, page)| shown.replace(own, page))
     }
 }
 
@@ -125,6 +136,11 @@ fn words(line: &str) -> String {
         .split_whitespace()
         .map(|word| if hash(word) { "0" } else { word })
     {
+        // A public key of this run.
+        if let Some((before, _)) = word.split_once("age1") {
+            out.extend([before, "age1 "]);
+            continue;
+        }
         let mut number = false;
         for c in word.chars() {
             let digit = c.is_ascii_digit() || (number && c == '.');
@@ -175,13 +191,12 @@ fn scenes(block: &str) -> Vec<Scene> {
 
 /// Plays a page's transcripts from the first to the last on one stage.
 #[track_caller]
-fn play(page: &str) {
+fn play(page: &str, mut stage: Stage) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("docs")
         .join(page);
     let text = std::fs::read_to_string(&path).unwrap();
     let update = std::env::var_os("UPDATE_DOCS").is_some_and(|value| value == "1");
-    let mut stage = Stage::new();
     let (mut renewed, mut wrong, mut played) = (text.clone(), String::new(), 0);
     for block in text.split("```console\n").skip(1) {
         let block = block.split("```").next().unwrap();
@@ -228,12 +243,64 @@ fn play(page: &str) {
 
 #[test]
 fn the_screens_are_what_a_user_sees() {
-    play("screens.md");
+    play("screens.md", Stage::new());
 }
 
 #[test]
 fn the_page_for_3_am_works_as_it_stands() {
-    play("3am.md");
+    play("3am.md", Stage::new());
+}
+
+/// Ten things that go wrong, each mended by what pgark said.
+#[test]
+fn what_goes_wrong_is_mended_by_what_is_printed() {
+    let mut stage = Stage::new();
+    let (disk, files) = (Tmpfs::new("size=256k"), TempDir::new());
+    let extension = files.join("extension");
+    std::fs::create_dir(&extension).unwrap();
+    let control = "default_version = '1.7'\nschema = public\n";
+    std::fs::write(extension.join("rare.control"), control).unwrap();
+    std::fs::write(
+        extension.join("rare--1.7.sql"),
+        "CREATE TABLE rare_thing (a int);",
+    )
+    .unwrap();
+    let path = format!("extension_control_path={}:$system", files.path().display());
+    let setup = Setup {
+        settings: &[&path],
+        ..Setup::default()
+    };
+    let (rare, new) = (Server::start_with(18, &setup), Server::start(18));
+    rare.createdb("geo");
+    rare.psql("geo", "CREATE EXTENSION rare");
+    for (name, page, server) in [("RARE", "rare:5432", &rare), ("NEW", "new:5432", &new)] {
+        let env = server.env();
+        let port = &env.iter().find(|(name, _)| *name == "DB_PORT").unwrap().1;
+        stage.names.push((format!("127.0.0.1:{port}"), page));
+        stage.names.push((format!("port {port}"), "port 5432"));
+        stage.more.push((name, port.clone()));
+    }
+    stage
+        .more
+        .push(("SMALL_DISK", disk.path().display().to_string()));
+    stage
+        .more
+        .push(("EXTENSIONS", files.path().display().to_string()));
+    stage.more.push((
+        "OLD_PROGRAMS",
+        crate::support::bin(15).display().to_string(),
+    ));
+    stage
+        .more
+        .push(("PGARK_PG_BIN", new.bin().display().to_string()));
+    stage
+        .names
+        .push((disk.path().display().to_string(), "/small"));
+    stage.names.push((
+        new.bin().display().to_string(),
+        "/usr/lib/postgresql/18/bin",
+    ));
+    play("when-it-fails.md", stage);
 }
 
 #[test]

@@ -76,8 +76,7 @@ backup_retention_days = 90
 - Ids then have the cluster before them: `shop/backup_orders_20250122_020015`. `--cluster shop`
   limits any verb to one. A cluster that fails stops no other; the exit code is 3 then.
 - Without `[[cluster]]` there is one, named `main`, and the file may hold stores only.
-- `pgark list` warns of nothing that it does not see: a store that is taken out of the file keeps
-  its backups, and nobody expires them.
+- A store or a cluster that is taken out of the file keeps its backups; nobody expires them any more.
 
 The keys that are no variables:
 

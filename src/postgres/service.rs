@@ -67,7 +67,10 @@ fn section(name: &str, text: &str, file: &Path) -> Result<Option<Vec<(String, St
         let place = format!("{}:{}", file.display(), number + 1);
         let (key, value) = line
             .split_once('=')
-            .ok_or_else(|| Error::usage(format!("{place}: a line without =")))?;
+            .ok_or_else(|| {
+                Error::usage(format!("{place}: a line without ="))
+                    .hint("each line of a service file is a keyword and its value, as host=db1; a comment begins with #")
+            })?;
         let (key, value) = (key.trim(), value.trim());
         if key == "service" || key == "servicefile" {
             return Err(Error::usage(format!("{place}: services cannot be nested")));
