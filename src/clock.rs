@@ -8,3 +8,9 @@ use jiff::Timestamp;
 pub fn now() -> Timestamp {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
+
+/// The present moment with its fraction, for messages whose delay is measured.
+#[must_use]
+pub fn precise() -> Timestamp {
+    Timestamp::now()
+}

@@ -1,4 +1,5 @@
-//! Expires backups of one store: the plan of `retention`, then the deletions, oldest first.
+//! Expires backups of one store: the plan of `retention`, then the deletions, oldest first
+//! (of base backups: what builds on others first).
 //!
 //! Invariants: nothing is deleted but whole backups that the catalog lists, and what is left of
 //! those whose artefact somebody deleted by hand; a backup that somebody reads stays until the
@@ -14,6 +15,7 @@ use crate::catalog::list::{Catalog, Entry, State};
 use crate::error::{Error, Result};
 use crate::retention::{self, Backup, Clock, Condition, Policy, Reason};
 use crate::store::Store;
+use crate::units::{BackupId, BackupKind};
 
 /// The verdict on one backup.
 #[derive(Debug, Clone)]
@@ -121,7 +123,23 @@ fn backup(entry: &Entry) -> Backup {
         },
         legacy: entry.summary.is_none() && entry.state == State::Legacy,
         bytes: entry.bytes,
+        parent: parent(entry).cloned(),
     }
+}
+
+fn parent(entry: &Entry) -> Option<&BackupId> {
+    entry.summary.as_ref()?.parent.as_ref()
+}
+
+/// Oldest first, but incremental backups before what they build on, which is older: an
+/// interrupted prune must not leave one without its parent.
+fn deletions(plan: &Plan) -> Vec<&Entry> {
+    let expired = plan.verdicts.iter().filter(|verdict| !verdict.keep);
+    let (mut bases, others): (Vec<&Entry>, Vec<&Entry>) = expired
+        .map(|verdict| &verdict.entry)
+        .partition(|entry| entry.kind == BackupKind::Base);
+    bases.extend(others.into_iter().rev());
+    bases
 }
 
 /// Deletes what the plan does not keep, oldest first. `in_use` tells that somebody reads a backup.
@@ -135,9 +153,16 @@ pub fn apply(
     cancel: &Token,
 ) -> Result<Pruned> {
     let mut pruned = Pruned::default();
-    for verdict in plan.verdicts.iter().rev().filter(|verdict| !verdict.keep) {
+    for entry in deletions(plan) {
         cancel.check()?;
-        let entry = verdict.entry.clone();
+        let entry = entry.clone();
+        let mut left = pruned.stayed.iter();
+        if let Some((child, _)) = left.find(|(stayed, _)| parent(stayed) == Some(&entry.id)) {
+            let error = Error::busy(format!("{} builds on {}", child.id, entry.id))
+                .hint("it goes with the next prune");
+            pruned.stayed.push((entry, error));
+            continue;
+        }
         if in_use(&entry) {
             let error = Error::busy(format!("{} is being read", entry.id))
                 .hint("it goes with the next prune");
@@ -158,8 +183,20 @@ pub fn apply(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::known::Summary;
+    use crate::catalog::manifest::Manifest;
     use crate::store::local::LocalStore;
     use crate::store::{Key, Put, put};
+    use crate::units::Codec;
+
+    const POLICY: Policy = Policy {
+        days: 1,
+        keep_daily: 0,
+        keep_weekly: 0,
+        keep_monthly: 0,
+        keep_yearly: 0,
+        keep_min: 1,
+    };
 
     /// A store that fails for a moment must not cost a backup, however old.
     #[test]
@@ -170,14 +207,6 @@ mod tests {
         put(&store, &Key::new(name).unwrap(), b"x", Put::New).unwrap();
         std::fs::write(dir.join(format!("{name}.json")), "{\"pgark_manifest\":999}").unwrap();
         let mut catalog = crate::catalog::list::load(&store).unwrap();
-        let policy = Policy {
-            days: 1,
-            keep_daily: 0,
-            keep_weekly: 0,
-            keep_monthly: 0,
-            keep_yearly: 0,
-            keep_min: 1,
-        };
         let now = "2025-01-22T00:00:00Z".parse().unwrap();
         let young = Entry {
             id: crate::units::BackupId::dump("app", now),
@@ -191,10 +220,82 @@ mod tests {
             catalog.entries.truncate(1);
             catalog.entries[0].unread = unread;
             catalog.entries.insert(0, young.clone());
-            let plan = plan(&catalog, &policy, now);
+            let plan = plan(&catalog, &POLICY, now);
             assert_eq!(plan.verdicts[1].keep, keep, "{}", plan.verdicts[1].reason);
             catalog.entries.remove(0);
         }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    fn time(day: u32) -> Timestamp {
+        format!("2025-01-{day:02}T03:00:00Z").parse().unwrap()
+    }
+
+    /// A base backup of that day, on that of another.
+    fn entry(day: u32, parent: Option<u32>) -> Entry {
+        let id = BackupId::base(time(day));
+        let mut manifest = Manifest::new(id.clone(), Codec::ZSTD, time(day), time(day));
+        manifest.parent = parent.map(|day| BackupId::base(time(day)));
+        let file = crate::store::Object {
+            key: Key::new(&format!("{id}/manifest.json")).unwrap(),
+            bytes: 1,
+            modified: time(day),
+            etag: None,
+        };
+        Entry {
+            kind: BackupKind::Base,
+            cluster: String::new(),
+            database: None,
+            state: State::Taken,
+            good: true,
+            summary: Some(Summary::of(&file, &manifest)),
+            manifest: Some(manifest),
+            artefact: None,
+            codec: Codec::ZSTD,
+            encrypted: false,
+            reason: None,
+            unread: false,
+            started_at: time(day),
+            finished_at: None,
+            bytes: 1,
+            raw_bytes: None,
+            sha256: None,
+            id,
+        }
+    }
+
+    /// The chain 1 ← 2 ← 3, and 4 on its own: what is kept keeps what it builds on, and what goes
+    /// goes from the newest on.
+    #[test]
+    fn chains_stay_whole_and_go_from_their_end() {
+        let chain = [entry(3, Some(2)), entry(2, Some(1)), entry(1, None)];
+        let mut catalog = Catalog {
+            entries: chain.to_vec(),
+        };
+        let kept = plan(&catalog, &POLICY, time(9));
+        assert!(kept.verdicts.iter().all(|verdict| verdict.keep));
+        assert!(
+            kept.verdicts[2]
+                .reason
+                .contains("base_20250102_030000 builds on it")
+        );
+        catalog.entries.insert(0, entry(4, None));
+        let plan = plan(&catalog, &POLICY, time(9));
+        let order: Vec<&str> = deletions(&plan).iter().map(|one| one.id.as_str()).collect();
+        assert_eq!(
+            order,
+            [
+                "base_20250103_030000",
+                "base_20250102_030000",
+                "base_20250101_030000"
+            ]
+        );
+        // Somebody reads the second: what it builds on stays with it.
+        let dir = std::env::temp_dir().join(format!("pgark-chain-{}", std::process::id()));
+        let store = LocalStore::open(&dir).unwrap();
+        let in_use = |entry: &Entry| entry.id.as_str() == "base_20250102_030000";
+        let pruned = apply(&store, &plan, &in_use, &Token::new()).unwrap();
+        assert_eq!((pruned.removed.len(), pruned.stayed.len()), (1, 2));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

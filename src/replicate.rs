@@ -18,7 +18,7 @@ use crate::catalog::{commit, state};
 use crate::error::{Error, Kind, Result};
 use crate::store::Store;
 use crate::store::lock::Reading;
-use crate::units::BackupId;
+use crate::units::{BackupId, BackupKind};
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -55,7 +55,7 @@ impl Copied {
     }
 }
 
-/// The backups that the second store lacks and would keep, newest first. `keeps` is its
+/// The backups that the second store lacks and would keep, newest first, base backups behind. `keeps` is its
 /// retention: the ids that stay of a catalog.
 #[must_use]
 pub fn pending(
@@ -83,10 +83,13 @@ pub fn pending(
     entries.extend(wanted.iter().cloned());
     entries.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
     let kept = keeps(&Catalog { entries });
+    let wanted = wanted.into_iter().filter(|entry| kept.contains(&entry.id));
+    // Base backups last, for they are large, and oldest first: an incremental one is good only
+    // where its parent is.
+    let (bases, mut wanted): (Vec<Entry>, Vec<Entry>) =
+        wanted.partition(|entry| entry.kind == BackupKind::Base);
+    wanted.extend(bases.into_iter().rev());
     wanted
-        .into_iter()
-        .filter(|entry| kept.contains(&entry.id))
-        .collect()
 }
 
 /// Tells the second store what was accepted here; gives the ids.

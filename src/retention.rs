@@ -9,6 +9,7 @@
 //! - it is legacy, and its database has no verified or proven backup of pgark yet;
 //! - it is not good, but nothing of its database is;
 //! - it is the globals of a good dump that is kept;
+//! - an incremental base backup that is kept builds on it, directly or not;
 //! - a newer or older one of its database is suspect, and nobody accepted that one;
 //! - the clock that judges it is in doubt.
 //!
@@ -27,8 +28,7 @@
 //! for those that are. The last good backup of a database never expires. Applying a plan and
 //! planning again at the same moment expires nothing more.
 //!
-//! Not here: the order of deletion, and chains of incremental base backups; a base backup is
-//! judged like a dump, by cluster.
+//! A base backup is judged like a dump, by cluster. Not here: the order of deletion.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +39,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::units::{BackupId, BackupKind};
 pub use reason::{Reason, Tier, Warning};
 
+mod chains;
 mod doubt;
 mod reason;
 
@@ -73,6 +74,8 @@ pub struct Backup {
     pub legacy: bool,
     /// Of all that its deletion frees.
     pub bytes: u64,
+    /// What an incremental base backup builds on.
+    pub parent: Option<BackupId>,
 }
 
 /// What a user wants to keep. Every rule adds to the others.
@@ -130,6 +133,7 @@ pub fn plan(backups: &[Backup], policy: &Policy, clock: Clock) -> Plan {
     verdicts.keep_bad_without_good();
     let held = verdicts.keep_beside_suspects();
     verdicts.keep_globals_of_dumps();
+    verdicts.keep_chains();
     let doubt = verdicts.keep_in_doubt();
     verdicts.finish(doubt.into_iter().chain(held).collect())
 }

@@ -1,5 +1,11 @@
 //! Small value types that every room shares. No I/O.
 
+mod history;
+mod wal;
+
+pub use history::TimelineHistory;
+pub use wal::{Lsn, SegmentName, SegmentSize, SystemId, Timeline};
+
 use std::fmt::{self, Write as _};
 
 use jiff::Timestamp;
@@ -46,6 +52,12 @@ impl BackupId {
     #[must_use]
     pub fn globals(time: Timestamp) -> Self {
         BackupId(format!("globals_{}", stamp(time)))
+    }
+
+    /// The id of the base backup taken at `time`.
+    #[must_use]
+    pub fn base(time: Timestamp) -> Self {
+        BackupId(format!("base_{}", stamp(time)))
     }
 
     /// Parses an id.

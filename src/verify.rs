@@ -8,6 +8,8 @@
 //! Invariant: nothing is written to the store but the outcome, and an outcome never turns a
 //! failed backup into a good one unless everything was read again and holds.
 
+mod base;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Mutex;
@@ -35,6 +37,7 @@ pub struct Verified {
     pub bytes: u64,
     pub raw_bytes: u64,
     pub frames: u64,
+    /// Of a base backup: files.
     pub rows: u64,
 }
 
@@ -117,6 +120,10 @@ fn content(
     if entry.state == State::Missing {
         return bad("its artefact is missing");
     }
+    if manifest.base.is_some() {
+        let with = (identities, threads, progress, cancel);
+        return base::content(store, entry, manifest, with);
+    }
     let index_key = entry.key(Part::Index)?;
     stored(store, &key, &manifest.artefact)?;
     let record = manifest
@@ -125,10 +132,7 @@ fn content(
         .ok_or_else(|| Error::damage(format!("{key}: its manifest names no index")))?;
     if is_shallow(entry, identities) {
         stored(store, &index_key, record)?;
-        return Ok(format!(
-            "only what is stored, {}: it is encrypted, and no identity is set",
-            ByteSize(entry.bytes)
-        ));
+        return Ok(only_stored(entry));
     }
     let identities = identities.filter(|_| entry.encrypted);
     let mut manifest = manifest.clone();
@@ -144,6 +148,14 @@ fn content(
         done.frames,
         done.rows
     ))
+}
+
+/// What is said where nobody could look inside.
+fn only_stored(entry: &Entry) -> String {
+    format!(
+        "only what is stored, {}: it is encrypted, and no identity is set",
+        ByteSize(entry.bytes)
+    )
 }
 
 /// Length and hash of a file against the manifest.

@@ -7,6 +7,7 @@
 //! A crash leaves what the store's uploads leave: temporary names only.
 
 pub mod codec;
+pub mod crc32c;
 pub mod crypt;
 pub mod index;
 pub mod reader;
@@ -14,6 +15,7 @@ pub mod script;
 mod sink;
 #[cfg(test)]
 mod sizes_tests;
+pub mod tar;
 pub mod writer;
 
 pub use crate::store::{StoreReader, Written, hash};

@@ -1,4 +1,5 @@
 //! Taking backups.
+pub mod base;
 pub mod dump;
 pub mod gate;
 pub mod run;

@@ -27,6 +27,8 @@ use crate::units::BackupId;
 const LOCK_CLASS: i32 = 0x7067_726b;
 /// Second key: dumps. (Base backups and WAL have their own: a long base backup must not block dumps.)
 const LOCK_DUMP: i32 = 1;
+/// Second key: base backups.
+pub(super) const LOCK_BASE: i32 = 2;
 
 /// What a run works with.
 pub struct Run<'a> {
@@ -154,7 +156,7 @@ pub fn run(run: &Run<'_>) -> Result<Outcome> {
     }
     lock.note(&[])?;
     commit::ensure_sums(run.store)?;
-    let mut holder = lock_cluster(run.target, run.cancel)?;
+    let mut holder = lock_cluster(run.target, LOCK_DUMP, run.cancel)?;
     let names = match run.databases {
         Databases::Named(names) => names.clone(),
         Databases::All => all_databases(&mut holder)?,
@@ -229,7 +231,7 @@ fn context<'a>(
 }
 
 /// Holds the cluster's lock as long as the connection lives.
-fn lock_cluster(target: &Target, cancel: &Token) -> Result<Client> {
+pub(super) fn lock_cluster(target: &Target, kind: i32, cancel: &Token) -> Result<Client> {
     let fixed = target.with_database("postgres");
     let mut client = match patience::connect(&fixed, cancel) {
         // Some managed servers have no such database or allow nobody in.
@@ -251,7 +253,7 @@ fn lock_cluster(target: &Target, cancel: &Token) -> Result<Client> {
     let who = format!("pgark backup, process {} on {host}", std::process::id());
     client.execute(format!("SET application_name = {}", quote_literal(&who)))?;
     let rows = client.query(format!(
-        "SELECT pg_catalog.pg_try_advisory_lock({LOCK_CLASS}, {LOCK_DUMP})"
+        "SELECT pg_catalog.pg_try_advisory_lock({LOCK_CLASS}, {kind})"
     ))?;
     if rows.first().map_or(Ok(false), |row| row.bool(0))? {
         return Ok(client);
@@ -259,7 +261,7 @@ fn lock_cluster(target: &Target, cancel: &Token) -> Result<Client> {
     let rows = client.query(format!(
         "SELECT a.application_name, coalesce(a.client_addr::text, 'local'), pg_catalog.date_trunc('second', a.backend_start)::text \
          FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
-         WHERE l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {LOCK_DUMP} AND l.granted"
+         WHERE l.locktype = 'advisory' AND l.classid = {LOCK_CLASS} AND l.objid = {kind} AND l.granted"
     ))?;
     let who = rows.first().map_or_else(
         || "another run".to_owned(),

@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
+use super::base;
 use super::layout::{Part, parse_key, part_key};
 use super::list::Entry;
 use super::manifest::{FileRecord, Manifest};
@@ -25,7 +26,7 @@ use super::state;
 use crate::cancel::Token;
 use crate::error::{Cause, Error, Kind, Result};
 use crate::store::{self, Key, Object, Put, Store, Upload, Written};
-use crate::units::{BackupId, Codec};
+use crate::units::{BackupId, BackupKind, Codec};
 
 /// Seconds tried before a name is given up.
 const SECONDS_MAX: i64 = 600;
@@ -117,7 +118,7 @@ pub fn commit(store: &dyn Store, written: Written, mut manifest: Manifest) -> Re
     Ok(manifest)
 }
 
-fn same_size(object: &Object, bytes: u64) -> Result<()> {
+pub(crate) fn same_size(object: &Object, bytes: u64) -> Result<()> {
     if object.bytes == bytes {
         return Ok(());
     }
@@ -189,6 +190,9 @@ const COPY_STEP: u64 = 8 << 20;
 /// `Damage` when what was read is not what the manifest says; else as the stores. The backup does
 /// not exist in `to` then.
 pub fn copy(from: &dyn Store, to: &dyn Store, entry: &Entry, cancel: &Token) -> Result<()> {
+    if entry.kind == BackupKind::Base {
+        return base::copy(from, to, entry, cancel);
+    }
     let manifest_key = entry.key(Part::Manifest)?;
     let json =
         store::get(from, &manifest_key)?.ok_or_else(|| store::missing(from, &manifest_key))?;
@@ -235,7 +239,7 @@ pub fn copy(from: &dyn Store, to: &dyn Store, entry: &Entry, cancel: &Token) -> 
 }
 
 /// Streams a file, and checks it; it appears when the caller finishes it.
-fn copy_file(
+pub(super) fn copy_file(
     from: &dyn Store,
     to: &dyn Store,
     key: &Key,
@@ -268,6 +272,9 @@ fn copy_file(
 /// # Errors
 /// As the store.
 pub fn remove(store: &dyn Store, entry: &Entry) -> Result<()> {
+    if entry.kind == BackupKind::Base {
+        return base::remove(store, &entry.id);
+    }
     // Without the .sha256 first, a crash would leave what looks like a legacy backup; without
     // the manifest before the data, it would leave a backup that claims to exist.
     for part in [Part::Sums, Part::Manifest, Part::Index, Part::Artefact] {

@@ -51,7 +51,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    pub(super) fn of(file: &Object, manifest: &Manifest) -> Summary {
+    pub(crate) fn of(file: &Object, manifest: &Manifest) -> Summary {
         Summary {
             file: file.clone(),
             cluster: manifest.cluster.clone(),

@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::store::Key;
-use crate::units::{BackupId, Codec};
+use crate::units::{BackupId, BackupKind, Codec};
 
 /// The folder of outcomes.
 pub const STATE_FOLDER: &str = ".pgark/state/";
@@ -15,6 +15,13 @@ pub const CATALOG: &str = ".pgark/catalog.jsonl.zst";
 pub const DUMP_LOCK: &str = "dump";
 /// The lock of runs that take base backups.
 pub const BASE_LOCK: &str = "base";
+
+/// What makes a base backup exist, in its folder.
+pub const BASE_MANIFEST: &str = "manifest.json";
+/// Its `.sha256`: a line for each file.
+pub const BASE_SUMS: &str = "SHA256SUMS";
+/// The server's own list of files and checksums, as it sent it.
+pub const BACKUP_MANIFEST: &str = "backup_manifest";
 
 /// The files of one backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,7 +80,49 @@ impl Outcome {
 /// None that an id can cause: it holds no `/`.
 pub fn part_key(id: &BackupId, codec: Codec, encrypted: bool, part: Part) -> Result<Key> {
     let age = if encrypted { ".age" } else { "" };
+    if id.kind() == BackupKind::Base {
+        let archive = format!("base.tar{}{age}", codec.suffix());
+        return base_key(
+            id,
+            &match part {
+                Part::Artefact => archive,
+                Part::Index => format!("{archive}{}", part.suffix()),
+                Part::Manifest => BASE_MANIFEST.to_owned(),
+                Part::Sums => BASE_SUMS.to_owned(),
+            },
+        );
+    }
     Key::new(&format!("{id}.sql{}{age}{}", codec.suffix(), part.suffix()))
+}
+
+/// A file in the folder of a base backup.
+///
+/// # Errors
+/// For a name that holds a slash at its ends; none that pgark makes.
+pub fn base_key(id: &BackupId, name: &str) -> Result<Key> {
+    Key::new(&format!("{id}/{name}"))
+}
+
+/// The base backup whose folder this is.
+#[must_use]
+pub fn parse_base_folder(folder: &str) -> Option<BackupId> {
+    let id = BackupId::parse(folder).ok()?;
+    (id.kind() == BackupKind::Base).then_some(id)
+}
+
+/// Whether a name in such a folder is one that pgark writes: an archive, an index, or one of three.
+#[must_use]
+pub fn is_base_file(name: &str) -> bool {
+    if [BASE_MANIFEST, BASE_SUMS, BACKUP_MANIFEST].contains(&name) {
+        return true;
+    }
+    let name = name.strip_suffix(Part::Index.suffix()).unwrap_or(name);
+    let name = name.strip_suffix(".age").unwrap_or(name);
+    let stem = name.strip_suffix(".zst").unwrap_or(name);
+    let Some(stem) = stem.strip_suffix(".tar") else {
+        return false;
+    };
+    stem == "base" || stem == "pg_wal" || stem.parse::<u32>().is_ok()
 }
 
 /// `.pgark/state/<id>.verified.json` and its like.
@@ -111,13 +160,42 @@ pub fn parse_key(key: &str) -> Option<(BackupId, Codec, bool, Part)> {
         .unwrap_or((name, Codec::None));
     let id = BackupId::parse(name.strip_suffix(".sql")?).ok()?;
     // Base backups are folders; a file of that name is not ours.
-    (id.kind() != crate::units::BackupKind::Base).then_some((id, codec, encrypted, part))
+    (id.kind() != BackupKind::Base).then_some((id, codec, encrypted, part))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_base_backup_is_a_folder_of_known_names() {
+        let id = BackupId::parse("base_20250122_030000").unwrap();
+        let key = |part| part_key(&id, Codec::ZSTD, false, part).unwrap().to_string();
+        assert_eq!(key(Part::Artefact), "base_20250122_030000/base.tar.zst");
+        assert_eq!(key(Part::Index), "base_20250122_030000/base.tar.zst.idx");
+        assert_eq!(key(Part::Manifest), "base_20250122_030000/manifest.json");
+        for name in [
+            "base.tar",
+            "16384.tar.zst",
+            "pg_wal.tar.zst.idx",
+            "backup_manifest",
+        ] {
+            assert!(is_base_file(name), "{name}");
+        }
+        for name in [
+            "x.tar",
+            "base.tar.gz",
+            "base",
+            "notes",
+            "base.tar.zst.old",
+            "-1.tar",
+        ] {
+            assert!(!is_base_file(name), "{name}");
+        }
+        assert_eq!(parse_base_folder("base_20250122_030000"), Some(id));
+        assert_eq!(parse_base_folder("backup_app_20250122_030000"), None);
+    }
 
     #[test]
     fn foreign_names_are_not_parsed() {

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 
+use super::base;
 use super::known::{Known, Summary};
 use super::layout::{Outcome, Part, parse_key, part_key};
 use super::legacy::check_legacy;
@@ -141,7 +142,9 @@ pub fn load(store: &dyn Store) -> Result<Catalog> {
         .filter(|(_, family, _)| family.contains_key(&Part::Manifest));
     let known = Known::read(store, manifests.count());
     let mut entries = in_parallel(store, &known, found);
+    entries.extend(base::entries(store, &mut outcomes)?);
     entries.sort_by(|a, b| (b.started_at, &b.id).cmp(&(a.started_at, &a.id)));
+    base::judge_chains(&mut entries);
     Ok(Catalog { entries })
 }
 
@@ -212,7 +215,7 @@ fn in_parallel(store: &dyn Store, known: &Known, found: Vec<Found<'_>>) -> Vec<E
     })
 }
 
-fn fail(entry: &mut Entry, reason: String) {
+pub(super) fn fail(entry: &mut Entry, reason: String) {
     entry.state = State::Failed;
     entry.good = false;
     entry.reason = Some(reason);
@@ -277,7 +280,7 @@ fn judge(
     entry.summary = Some(summary);
 }
 
-fn differs(object: Option<&Object>, file: &FileRecord) -> Option<String> {
+pub(super) fn differs(object: Option<&Object>, file: &FileRecord) -> Option<String> {
     match object {
         None => Some(format!("{} is missing", file.name)),
         Some(object) if object.bytes != file.bytes => Some(format!(

@@ -6,6 +6,8 @@
 //! Invariant: the manifest of an encrypted backup names no table and nothing else from within the
 //! database, but its name. What does lies in it encrypted (`sealed`): see [`Manifest::conceal`].
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
@@ -16,7 +18,7 @@ use super::layout::{self, Part};
 use crate::anomaly::Fall;
 use crate::error::{Error, Result};
 use crate::store::Key;
-use crate::units::{BackupId, BackupKind, Codec};
+use crate::units::{BackupId, BackupKind, Codec, Lsn, SegmentSize, Timeline};
 
 /// The newest format that this pgark reads, and the one that it writes.
 pub const FORMAT: u32 = 1;
@@ -54,6 +56,48 @@ pub struct ObjectCount {
 pub struct NamedVersion {
     pub name: String,
     pub version: String,
+}
+
+/// One tar stream of a base backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveRecord {
+    /// Of a tablespace; none for the data directory and for `pg_wal`.
+    #[serde(default)]
+    pub oid: Option<u32>,
+    /// Where the tablespace lay on the server.
+    #[serde(default)]
+    pub location: Option<String>,
+    pub file: FileRecord,
+    pub index: FileRecord,
+    /// Uncompressed.
+    pub raw_bytes: u64,
+    pub frames: u64,
+}
+
+/// What only base backups have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRecord {
+    /// The WAL from `start_lsn` to `end_lsn` makes the backup consistent; `pg_wal` holds it.
+    pub start_lsn: Lsn,
+    pub start_timeline: Timeline,
+    pub end_lsn: Lsn,
+    pub end_timeline: Timeline,
+    pub wal_segment_bytes: SegmentSize,
+    /// Whether it was taken from a standby.
+    pub from_standby: bool,
+    /// The data directory, the tablespaces, and `pg_wal`, in this order.
+    pub archives: Vec<ArchiveRecord>,
+    /// The server's own manifest, byte for byte.
+    pub backup_manifest: FileRecord,
+    /// Whether the server found pages whose checksums are wrong; `warnings` name the files.
+    #[serde(default)]
+    pub bad_checksums: bool,
+    /// Why this is a full backup although an incremental one was wanted.
+    #[serde(default)]
+    pub full_because: Option<String>,
+    /// Settings that a server on this directory needs at least as high, and some that help.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
 }
 
 /// What names anything within the database.
@@ -130,6 +174,9 @@ pub struct Manifest {
     /// What an incremental base backup builds on.
     #[serde(default)]
     pub parent: Option<BackupId>,
+    /// What only base backups have. Its first archive is `artefact`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseRecord>,
     /// What pg_dump and pgark warned about.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -178,9 +225,23 @@ impl Manifest {
             extensions: Vec::new(),
             globals: None,
             parent: None,
+            base: None,
             warnings: Vec::new(),
             suspect: Vec::new(),
         }
+    }
+
+    /// Every data file beside the manifest, by its name in the folder; what `.sha256` names first.
+    #[must_use]
+    pub fn files(&self) -> Vec<&FileRecord> {
+        let Some(base) = &self.base else {
+            return std::iter::once(&self.artefact).chain(&self.index).collect();
+        };
+        let archives = base.archives.iter();
+        let mut files: Vec<&FileRecord> = archives.clone().map(|one| &one.file).collect();
+        files.push(&base.backup_manifest);
+        files.extend(archives.map(|one| &one.index));
+        files
     }
 
     /// The name of one of the backup's files.

@@ -3,6 +3,7 @@
 //! Invariant: a backup exists exactly when its manifest does; the catalog is read from the store
 //! and never kept anywhere else. (`known` saves reads; it is derived, and checked against the store.)
 
+pub mod base;
 pub mod commit;
 pub mod known;
 pub mod layout;

@@ -21,6 +21,7 @@ use std::io::{BufRead, BufReader, Read};
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::base::in_base_folder;
 use super::layout::{Part, STATE_FOLDER, parse_key, parse_state_key};
 use crate::error::Result;
 use crate::store::local::final_name;
@@ -51,6 +52,10 @@ pub fn clear_remains(
     let old = |object: &Object| now.duration_since(object.modified) > AGE_MIN;
 
     for object in store.unfinished()? {
+        // Base backups are written under a lock of their own: `catalog::base` clears theirs.
+        if in_base_folder(&object.key) {
+            continue;
+        }
         let name = final_name(object.key.file_name());
         if name.is_some_and(|name| parse_key(name).is_some()) || old(&object) {
             clear(&object.key)?;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
 
-use self::values::{database, jobs, time};
+use self::values::{database, jobs, mapping, rate_kib, time};
 
 /// PostgreSQL backups that anyone can restore.
 #[derive(Debug, Clone, Parser)]
@@ -83,7 +83,8 @@ Example:
     #[command(after_help = "\
 Examples:
   pgark backup                                   what DB_NAME says
-  pgark backup --database app --dir /backups     one database, its name taken literally")]
+  pgark backup --database app --dir /backups     one database, its name taken literally
+  pgark backup --base                            the whole cluster, as files")]
     Backup(Backup),
 
     /// List backups, newest first
@@ -116,8 +117,9 @@ Examples:
   pgark restore backup_app_20250122_020015 --dry-run
   pgark restore latest --replace                 restored beside, checked, then swapped in
   pgark restore latest --table orders --into app the lost table back beside the others
+  pgark restore latest --data-dir /var/lib/postgresql/restored     a whole cluster
 
-Without --replace and --table an existing database is never touched.")]
+Without --replace and --table an existing database is never touched, a directory that is not empty never.")]
     Restore(Restore),
 
     /// Look what backups need and do not have, and print what mends it
@@ -271,6 +273,18 @@ pub struct Backup {
     #[arg(long, value_name = "NAME", value_parser = database)]
     pub database: Vec<String>,
 
+    /// Take a base backup of the whole cluster instead of dumps
+    #[arg(long, conflicts_with = "database")]
+    pub base: bool,
+
+    /// Only what changed since the newest base backup (PostgreSQL 17 and later)
+    #[arg(long, requires = "base")]
+    pub incremental: bool,
+
+    /// Let the server send at most so much each second: 32k to 1g
+    #[arg(long, requires = "base", value_name = "BYTES", value_parser = rate_kib)]
+    pub max_rate: Option<u32>,
+
     /// Expire nothing afterwards
     #[arg(long)]
     pub no_prune: bool,
@@ -345,6 +359,14 @@ pub struct Restore {
     /// Name of the new database [<database>_restored_<time>]
     #[arg(long, value_name = "NEW", value_parser = database)]
     pub into: Option<String>,
+
+    /// Restore a base backup into this empty or absent directory
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["into", "database", "keep", "replace", "table", "globals", "server"])]
+    pub data_dir: Option<PathBuf>,
+
+    /// Put a tablespace that lay in OLD into NEW; may be repeated
+    #[arg(long, value_name = "OLD=NEW", requires = "data_dir", value_parser = mapping)]
+    pub tablespace_mapping: Vec<(PathBuf, PathBuf)>,
 
     /// Take the place of the database (of --into, else of the backup's own); the old one is kept
     #[arg(long, conflicts_with = "table")]

@@ -9,8 +9,10 @@ use crate::app::App;
 use crate::catalog::list::{self, Entry};
 use crate::error::Result;
 use crate::progress::Reporter;
+use crate::service::base;
 use crate::service::journal::Trigger;
 use crate::service::run::{self, Done, Wanted};
+use crate::store::Store;
 use crate::units::ByteSize;
 
 pub(super) fn backup(app: &App, verb: &Backup, global: &Global, out: &mut Out<'_>) -> Result<()> {
@@ -38,7 +40,7 @@ pub(super) fn backup(app: &App, verb: &Backup, global: &Global, out: &mut Out<'_
             }
         },
     };
-    let (done, verdict) = run::run(app, store.as_ref(), &wanted);
+    let (done, verdict) = take(app, verb, store.as_ref(), &wanted);
     drop(reporter);
     for notice in &done.notices {
         note(&format!("{whose}{notice}"));
@@ -62,6 +64,18 @@ pub(super) fn backup(app: &App, verb: &Backup, global: &Global, out: &mut Out<'_
         out.json(result(&done, &taken, store.name(), &prefix));
     }
     verdict
+}
+
+/// Dumps, or a base backup.
+fn take(app: &App, verb: &Backup, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<()>) {
+    if !verb.base {
+        return run::run(app, store, wanted);
+    }
+    let how = base::How {
+        incremental: verb.incremental,
+        max_rate_kib: verb.max_rate,
+    };
+    base::run(app, store, wanted, how)
 }
 
 fn line(entry: &Entry, prefix: &str) -> Result<()> {

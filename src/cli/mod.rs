@@ -15,6 +15,7 @@ mod manual;
 mod read;
 mod render;
 mod restore;
+mod restore_base;
 mod restore_page;
 mod serve;
 mod service;
@@ -109,7 +110,10 @@ fn work_on(args: &Args) -> Result<()> {
         Verb::Cat(verb) => read::cat(holding(&verb.backup, None)?, verb, &args.global),
         Verb::Restore(verb) => {
             let app = holding(&verb.backup, verb.database.as_deref())?;
-            restore::restore(app, verb, &args.global)
+            match &verb.data_dir {
+                Some(dir) => restore_base::restore(app, verb, dir, &args.global),
+                None => restore::restore(app, verb, &args.global),
+            }
         }
         Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => Ok(()),
     }

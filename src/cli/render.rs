@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::catalog::list::{Entry, State};
-use crate::catalog::manifest::Manifest;
+use crate::catalog::manifest::{BaseRecord, Manifest};
 use crate::prune::Verdict;
 use crate::status::Status;
 use crate::units::ByteSize;
@@ -251,7 +251,9 @@ fn manifest_lines(manifest: &Manifest, line: &mut impl FnMut(&str, &str)) {
     );
     line("program", &manifest.dump_program);
     line("encrypted for", &manifest.recipients.join(", "));
-    if manifest.sealed.is_some() {
+    if let Some(base) = &manifest.base {
+        base_lines(manifest, base, line);
+    } else if manifest.sealed.is_some() {
         line(
             "sealed",
             "tables and properties; BACKUP_IDENTITY_FILE shows them",
@@ -279,6 +281,31 @@ fn manifest_lines(manifest: &Manifest, line: &mut impl FnMut(&str, &str)) {
     line("extensions", &extensions.join(", "));
     for warning in &manifest.warnings {
         line("warning", &warning.replace(char::is_control, " "));
+    }
+}
+
+fn base_lines(manifest: &Manifest, base: &BaseRecord, line: &mut impl FnMut(&str, &str)) {
+    let parent = manifest.parent.as_ref().map(ToString::to_string);
+    line("builds on", &parent.unwrap_or_default());
+    line(
+        "full because",
+        base.full_because.as_deref().unwrap_or_default(),
+    );
+    line(
+        "wal",
+        &format!(
+            "{} to {} on timeline {}",
+            base.start_lsn, base.end_lsn, base.end_timeline
+        ),
+    );
+    if base.from_standby {
+        line("taken from", "a standby");
+    }
+    for archive in &base.archives {
+        let place = archive.location.as_deref();
+        let place = place.map_or_else(String::new, |place| format!(", {place}"));
+        let bytes = ByteSize(archive.file.bytes);
+        line("file", &format!("{}, {bytes}{place}", archive.file.name));
     }
 }
 

@@ -197,9 +197,9 @@ pub const VARIABLES: &[Variable] = &[
     var(Schedules, "BACKUP_ON_START", Form::Switch, "Take a backup when the service starts, unless there is one of the last hour; so a run that was missed while the service was down is made up for.")
         .default("true"),
     var(Schedules, "BASE_SCHEDULE", Form::Schedule, "When to take base backups. Unset: never.")
-        .later("base backups"),
+        .later("scheduled base backups"),
     var(Schedules, "BASE_INCREMENTAL_SCHEDULE", Form::Schedule, "When to take incremental base backups (PostgreSQL 17 or newer). Unset: never.")
-        .later("base backups"),
+        .later("scheduled base backups"),
     var(Schedules, "DRILL_SCHEDULE", Form::Schedule, "When to restore into a throwaway server and check. Unset: never.")
         .later("drills"),
 

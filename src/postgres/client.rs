@@ -34,7 +34,7 @@ const NO_TIMEOUTS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
 
 /// One session. Blocking; may move between threads.
 pub struct Client {
-    link: Link,
+    pub(super) link: Link,
     target: Target,
     tls: Option<Arc<ClientConfig>>,
     pid: i32,
@@ -59,18 +59,23 @@ impl Client {
     /// # Errors
     /// With a hint for a person: host down, wrong password, no such database, …
     pub fn connect(target: &Target) -> Result<Client> {
+        let mut client = Self::open(target)?;
+        client.execute(NO_TIMEOUTS)?;
+        Ok(client)
+    }
+
+    /// The session as the server begins it: one for replication knows no `SET`.
+    pub(super) fn open(target: &Target) -> Result<Client> {
         let session = connect::connect(target)?;
         let mut link = session.link;
         link.whom = session.target.describe();
-        let mut client = Client {
+        Ok(Client {
             link,
             target: session.target,
             tls: session.tls,
             pid: session.pid,
             secret: session.secret,
-        };
-        client.execute(NO_TIMEOUTS)?;
-        Ok(client)
+        })
     }
 
     /// The target with exactly the host, address and port that this session uses.
@@ -207,14 +212,14 @@ impl Client {
         self.tls.is_some()
     }
 
-    fn send_query(&mut self, sql: &[u8]) -> Result<()> {
+    pub(super) fn send_query(&mut self, sql: &[u8]) -> Result<()> {
         let mut packet = Vec::with_capacity(sql.len() + 6);
         wire::put_query(&mut packet, sql)?;
         self.link.send(&packet)
     }
 
     /// The server's error; as `Err` when it ended the session with it.
-    fn server_error(&mut self, span: Span) -> Result<Error> {
+    pub(super) fn server_error(&mut self, span: Span) -> Result<Error> {
         let error = self.link.server_error(span);
         if self.link.is_broken() {
             Err(error)
@@ -257,7 +262,7 @@ impl Client {
     }
 
     /// Cancels what runs and discards its rest; a session that does not end in time is lost.
-    fn stop(&mut self, why: &Error) {
+    pub(super) fn stop(&mut self, why: &Error) {
         self.canceller().cancel();
         self.drain(&why.fact);
     }

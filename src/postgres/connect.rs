@@ -263,8 +263,16 @@ impl Attempt<'_> {
             ("database", self.target.database()),
             ("application_name", name.unwrap_or("pgark")),
         ];
-        for key in ["options", "replication"] {
-            parameters.extend(info.get(key).map(|value| (key, value)));
+        let options = info.get("options").unwrap_or_default();
+        // A session for replication knows no `SET`: no timeout of the role shall end it.
+        let with_timeouts = format!("{options} -c statement_timeout=0 -c idle_session_timeout=0");
+        if self.target.replication {
+            parameters.push(("replication", "true"));
+            parameters.push(("options", with_timeouts.trim_start()));
+        } else {
+            for key in ["options", "replication"] {
+                parameters.extend(info.get(key).map(|value| (key, value)));
+            }
         }
         // "auto" is libpq's word for the locale's encoding; we have none.
         let encoding = info

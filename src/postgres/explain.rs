@@ -229,6 +229,10 @@ pub(super) fn refused(
         Some("3D000") => Some(format!(
             "create {database:?} or set DB_NAME to one that exists (psql -l lists them)"
         )),
+        Some("42501") if target.replication => Some(format!("base backups and WAL need the right to replicate: ALTER ROLE {} REPLICATION", super::quote_ident(user))),
+        Some("53300") if target.replication => Some(
+            "all connections for replication are taken: raise max_wal_senders (a restart), or see who holds them in pg_stat_replication".to_owned(),
+        ),
         Some("42501") => Some(format!("GRANT CONNECT ON DATABASE {} TO {}", super::quote_ident(database), super::quote_ident(user))),
         Some("53300") => Some(
             "all connections are taken: raise max_connections, lower BACKUP_JOBS, or see who holds them in pg_stat_activity".to_owned(),

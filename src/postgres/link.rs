@@ -114,6 +114,20 @@ impl Link {
         }
     }
 
+    /// The next message if it comes until then.
+    pub(super) fn receive_until(&mut self, until: Instant) -> Result<Option<Span>> {
+        loop {
+            if let Some(span) = self.receive_now()? {
+                return Ok(Some(span));
+            }
+            match self.stream.wait_for_bytes(until) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(error) => return Err(self.lost(&error)),
+            }
+        }
+    }
+
     /// Reads from the stream into the inbox; false when nothing came.
     fn fill(&mut self, wait: bool) -> Result<bool> {
         self.usable()?;

@@ -58,6 +58,7 @@ pub(super) fn resolve(info: &ConnInfo) -> Result<Target> {
         settings: Arc::new(settings),
         endpoints,
         pinned: false,
+        replication: false,
     })
 }
 

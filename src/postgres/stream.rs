@@ -134,6 +134,18 @@ impl Stream {
         Ok(!(ready & !PollFlags::OUT).is_empty())
     }
 
+    /// Waits for bytes until then; false when none came.
+    pub(super) fn wait_for_bytes(&mut self, until: Instant) -> io::Result<bool> {
+        let before = self.deadline.replace(until);
+        let ready = self.wait(PollFlags::IN);
+        self.deadline = before;
+        match ready {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn wait(&self, events: PollFlags) -> io::Result<PollFlags> {
         loop {
             let timeout = match self.deadline {

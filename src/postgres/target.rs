@@ -88,6 +88,8 @@ pub struct Target {
     pub(super) database: String,
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) pinned: bool,
+    /// Whether sessions speak the replication protocol instead of SQL.
+    pub(super) replication: bool,
 }
 
 impl fmt::Debug for Target {
@@ -103,6 +105,16 @@ impl Target {
         Target {
             database: name.to_owned(),
             ..self.clone()
+        }
+    }
+
+    /// The same server and user, for physical replication. As in `pg_hba.conf` and password
+    /// files, `replication` stands where the database is named.
+    #[must_use]
+    pub fn for_replication(&self) -> Target {
+        Target {
+            replication: true,
+            ..self.with_database("replication")
         }
     }
 

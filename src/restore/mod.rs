@@ -1,5 +1,6 @@
 //! Bringing backups back.
 
+pub mod base;
 mod carry;
 pub mod compat;
 pub mod dump;

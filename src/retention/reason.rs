@@ -58,6 +58,8 @@ pub enum Reason {
     LegacyWaits(String),
     /// Keeps globals: a kept dump needs them.
     GoesWith(BackupId),
+    /// Keeps: this incremental backup, which is kept, builds on it.
+    NeededBy(BackupId),
     /// Keeps: its time lies in the future.
     Ahead,
     /// Keeps: its age cannot be trusted.
@@ -88,6 +90,7 @@ impl fmt::Display for Reason {
                 write!(f, "legacy, and no verified pgark backup of {of} exists yet")
             }
             Reason::GoesWith(id) => write!(f, "goes with {id}"),
+            Reason::NeededBy(id) => write!(f, "{id} builds on it"),
             Reason::Ahead => f.write_str("dated in the future"),
             Reason::ClockInDoubt => f.write_str("the clock may have jumped"),
             Reason::NothingGood(of) => write!(f, "there is no good backup of {of}"),

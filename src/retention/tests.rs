@@ -40,6 +40,7 @@ fn dump(database: &str, time: Timestamp) -> Backup {
         condition: Condition::Good,
         legacy: false,
         bytes: 100,
+        parent: None,
     }
 }
 
@@ -99,11 +100,8 @@ fn days_are_times_24_hours_and_the_newest_stays_for_ever() {
     let young = "+ younger than 30 days";
     let newest = "the newest good backup of app";
     let words = |now| words(&backups, DAYS_30, now);
-    let second = SignedDuration::from_secs(1);
-    assert_eq!(
-        words(night(30) - second),
-        [young, &format!("{young}, {newest}")]
-    );
+    let before = night(30) - SignedDuration::from_secs(1);
+    assert_eq!(words(before), [young, &format!("{young}, {newest}")]);
     assert_eq!(words(night(30)), [old, &format!("{young}, {newest}")]);
     assert_eq!(words(night(31)), [old, &format!("+ {newest}")]);
     let only = super::plan(&backups[..1], &DAYS_30, clock(night(9000)));

@@ -3,6 +3,7 @@
 //! Invariant: a run is a process of its own. What it leaks, or how it dies, costs the service
 //! nothing, and it reads every setting and secret anew.
 
+pub mod base;
 pub mod child;
 pub mod crontab;
 pub mod health;

@@ -61,9 +61,11 @@ pub fn taken(manifest: &Manifest, before: Option<&Entry>, store: &str) -> String
         .finished_at
         .duration_since(manifest.started_at)
         .as_secs();
-    let what = match &manifest.database {
-        Some(name) => format!("database {name}"),
-        None => "globals".to_owned(),
+    let what = match (&manifest.database, &manifest.parent) {
+        (Some(name), _) => format!("database {name}"),
+        (None, Some(parent)) => format!("base backup on {parent}"),
+        (None, None) if manifest.base.is_some() => "base backup".to_owned(),
+        (None, None) => "globals".to_owned(),
     };
     let contents = match &manifest.database {
         Some(_) => format!(", {} tables, {} rows", manifest.tables.len(), manifest.rows),

@@ -230,15 +230,21 @@ fn verify_for_legacy(
 }
 
 /// Where a run is recorded.
-struct Records<'a> {
-    dir: &'a Path,
-    store: String,
-    started_at: Timestamp,
-    wanted: &'a Wanted<'a>,
+pub(super) struct Records<'a> {
+    pub(super) dir: &'a Path,
+    pub(super) store: String,
+    pub(super) started_at: Timestamp,
+    pub(super) wanted: &'a Wanted<'a>,
 }
 
 impl Records<'_> {
-    fn write(&self, before: &Catalog, done: &Done, notes: &[String], error: Option<&Error>) {
+    pub(super) fn write(
+        &self,
+        before: &Catalog,
+        done: &Done,
+        notes: &[String],
+        error: Option<&Error>,
+    ) {
         let finished_at = clock::now();
         let report = self.report(before, done, notes, error, finished_at);
         let line = self.line(done, error, finished_at);

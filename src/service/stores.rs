@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::report;
 use crate::app::App;
 use crate::catalog::list::{self, Catalog, Entry, State};
-use crate::catalog::{known, remains};
+use crate::catalog::{base, known, remains};
 use crate::clock;
 use crate::error::{Context, Error, Kind, Result};
 use crate::prune::{self, Plan, Pruned};
@@ -166,6 +166,7 @@ fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
     let first = app.store(None)?;
     let second = app.store(Some(name))?;
     remains::clear_remains(second.as_ref(), clock::now(), &[])?;
+    base::clear_remains(second.as_ref(), clock::now(), &[])?;
     let there = list::load(second.as_ref())?;
     let here = list::load(first.as_ref())?;
     let policy = app.policy(name)?;

@@ -157,6 +157,10 @@ impl Store for FailingStore {
         self.inner.list(prefix)
     }
 
+    fn folders(&self) -> Result<Vec<String>> {
+        self.inner.folders()
+    }
+
     fn unfinished(&self) -> Result<Vec<Object>> {
         self.inner.unfinished()
     }

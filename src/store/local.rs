@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use super::{Key, Object, Put, Store, Upload, missing};
 use crate::error::{Cause, Error, Result};
+use crate::units::BackupId;
 
 /// The end of every temporary name.
 const TEMPORARY: &str = ".pgark-tmp";
@@ -172,24 +173,56 @@ impl Store for LocalStore {
         self.scan(prefix, |name| final_name(name).is_none())
     }
 
+    fn folders(&self) -> Result<Vec<String>> {
+        let context = |error| explain(error, &self.dir, "list it");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(context)? {
+            let entry = entry.map_err(context)?;
+            // Not through links: what lies elsewhere is nobody's backup here.
+            if entry.file_type().map_err(context)?.is_dir() {
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
     fn unfinished(&self) -> Result<Vec<Object>> {
         let mut found = Vec::new();
-        for level in ["", ".pgark/", ".pgark/state/"] {
-            found.extend(self.scan(level, |name| final_name(name).is_some())?);
+        let fixed = ["", ".pgark/", ".pgark/state/"].map(str::to_owned);
+        let bases = self.folders()?.into_iter();
+        let bases = bases.filter(|name| BackupId::parse(name).is_ok());
+        for level in fixed
+            .into_iter()
+            .chain(bases.map(|name| format!("{name}/")))
+        {
+            found.extend(self.scan(&level, |name| final_name(name).is_some())?);
         }
         Ok(found)
     }
 
     fn delete(&self, key: &Key) -> Result<bool> {
         let path = self.path(key);
-        match fs::remove_file(&path) {
+        let parent = path.parent().unwrap_or(&self.dir);
+        let removed = fs::remove_file(&path);
+        drop_if_empty(parent);
+        match removed {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(explain(error, &path, "delete it")),
         }
-        let parent = path.parent().unwrap_or(&self.dir);
+        // The folder may be gone with its last file.
+        let parent = if parent.is_dir() { parent } else { &self.dir };
         sync_dir(parent).map_err(|error| explain(error, parent, "make the deletion durable"))?;
         Ok(true)
+    }
+}
+
+/// A base backup's folder goes with its last file; one that is not empty refuses.
+fn drop_if_empty(folder: &Path) {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    if name.is_some_and(|name| BackupId::parse(name).is_ok()) {
+        let _ = fs::remove_dir(folder);
     }
 }
 
@@ -246,6 +279,7 @@ impl Drop for LocalUpload {
         if !self.renamed {
             // What stays here is cleared by the next run, as after a crash.
             let _ = fs::remove_file(&self.temporary);
+            drop_if_empty(&self.parent);
         }
     }
 }

@@ -106,6 +106,16 @@ fn levels_are_flat(store: &dyn Store) {
     };
     assert_eq!(names(""), ["a", "b", "c"]);
     assert_eq!(names(".pgark/state/"), [".pgark/state/x.json"]);
+    put(store, &key("base_20250122_030000/base.tar"), b"x", Put::New).unwrap();
+    assert_eq!(names(""), ["a", "b", "c"]);
+    assert_eq!(
+        names("base_20250122_030000/"),
+        ["base_20250122_030000/base.tar"]
+    );
+    assert_eq!(store.folders().unwrap(), [".pgark", "base_20250122_030000"]);
+    // A folder goes with its last file.
+    store.delete(&key("base_20250122_030000/base.tar")).unwrap();
+    assert_eq!(store.folders().unwrap(), [".pgark"]);
 }
 
 #[test]

@@ -309,6 +309,9 @@ impl Store for Counting {
     fn list(&self, prefix: &str) -> Result<Vec<Object>> {
         self.inner.list(prefix)
     }
+    fn folders(&self) -> Result<Vec<String>> {
+        self.inner.folders()
+    }
     fn unfinished(&self) -> Result<Vec<Object>> {
         self.inner.unfinished()
     }

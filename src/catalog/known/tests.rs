@@ -136,6 +136,10 @@ impl Store for Far {
         Ok(objects.into_iter().map(|one| self.tagged(one)).collect())
     }
 
+    fn folders(&self) -> Result<Vec<String>> {
+        self.inner.folders()
+    }
+
     fn unfinished(&self) -> Result<Vec<Object>> {
         self.inner.unfinished()
     }

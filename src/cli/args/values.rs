@@ -1,5 +1,7 @@
 //! The forms of values on the command line. Pure.
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
@@ -46,4 +48,31 @@ pub(super) fn time(text: &str) -> Result<Timestamp, String> {
         .to_zoned(TimeZone::UTC)
         .map(|zoned| zoned.timestamp())
         .map_err(|_| "the time is out of range".to_owned())
+}
+
+/// A tablespace that goes elsewhere.
+pub(super) fn mapping(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    match text.split_once('=') {
+        Some((old, new)) if old.starts_with('/') && new.starts_with('/') => {
+            Ok((PathBuf::from(old), PathBuf::from(new)))
+        }
+        _ => Err("expected OLD=NEW, two absolute paths".to_owned()),
+    }
+}
+
+/// `100m` → 102400 KiB; a number alone counts KiB, as pg_basebackup's.
+pub(super) fn rate_kib(text: &str) -> Result<u32, String> {
+    let lower = text.to_ascii_lowercase();
+    let (digits, shift) = match lower.as_bytes().last() {
+        Some(b'k') => (&lower[..lower.len() - 1], 0),
+        Some(b'm') => (&lower[..lower.len() - 1], 10),
+        Some(b'g') => (&lower[..lower.len() - 1], 20),
+        _ => (&lower[..], 0),
+    };
+    let kib = digits
+        .parse()
+        .ok()
+        .and_then(|count: u32| count.checked_mul(1 << shift));
+    kib.filter(|kib| (32..=1 << 20).contains(kib))
+        .ok_or_else(|| "expected 32k to 1g, for example 50m".to_owned())
 }

@@ -33,9 +33,14 @@ enum Listing {
 impl S3Store {
     /// The objects of one level, sorted.
     pub(super) fn level(&self, prefix: &str) -> Result<Vec<Object>> {
+        Ok(self.level_and_folders(prefix)?.0)
+    }
+
+    /// The objects of one level and the names of the folders there, sorted.
+    pub(super) fn level_and_folders(&self, prefix: &str) -> Result<(Vec<Object>, Vec<String>)> {
         let place = &self.bucket.place;
         let level = format!("{}{prefix}", place.prefix);
-        let mut objects = Vec::new();
+        let (mut objects, mut folders) = (Vec::new(), Vec::new());
         let listed = self.pages(
             |marker| {
                 let call = Call::new(Action::List, Method::GET, format!("{}/", place.url))
@@ -55,6 +60,10 @@ impl S3Store {
                 Some((token, String::new()))
             },
             |page| {
+                folders.extend(page.common_prefixes.iter().filter_map(|folder| {
+                    let name = folder.prefix.strip_prefix(&level)?.strip_suffix('/')?;
+                    (!name.is_empty()).then(|| name.to_owned())
+                }));
                 objects.extend(
                     page.contents
                         .iter()
@@ -71,7 +80,8 @@ impl S3Store {
             }
         }
         objects.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(objects)
+        folders.sort();
+        Ok((objects, folders))
     }
 
     /// One page after the other of a request that lists.

@@ -162,6 +162,10 @@ impl Store for S3Store {
         self.level(prefix)
     }
 
+    fn folders(&self) -> Result<Vec<String>> {
+        Ok(self.level_and_folders("")?.1)
+    }
+
     fn unfinished(&self) -> Result<Vec<Object>> {
         Ok(self
             .uploads()?

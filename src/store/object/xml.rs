@@ -26,8 +26,16 @@ pub(super) struct Refusal {
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Page {
     pub(super) contents: Vec<Entry>,
+    pub(super) common_prefixes: Vec<CommonPrefix>,
     pub(super) is_truncated: bool,
     pub(super) next_continuation_token: Option<String>,
+}
+
+/// What lies deeper, by the name of its folder.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct CommonPrefix {
+    pub(super) prefix: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,0 +1,166 @@
+//! `pgark restore --data-dir`: a base backup into a directory.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::args::{Global, Restore};
+use super::{note, print, print_json};
+use crate::app::App;
+use crate::catalog::base::{BAD_CHECKSUMS, chain};
+use crate::catalog::list::{Catalog, Entry};
+use crate::error::{Error, Result};
+use crate::progress::Reporter;
+use crate::restore::base::{self, Order, Plan};
+use crate::store::Store;
+use crate::units::{BackupKind, ByteSize};
+
+pub(super) fn restore(app: &App, verb: &Restore, dir: &Path, global: &Global) -> Result<()> {
+    let (store, catalog, entry) = locate(app, verb, global)?;
+    let data_dir = std::path::absolute(dir)?;
+    let chain = chain(&catalog.entries, &entry)?;
+    let _readings: Vec<_> = chain.iter().map(|one| app.reading(one)).collect();
+    let mut identities = None;
+    for one in &chain {
+        identities = app.unseal(&mut (*one).clone())?.or(identities);
+    }
+    let tools = app.tools();
+    let plan = base::plan(&Order {
+        store: store.as_ref(),
+        chain,
+        data_dir,
+        mapping: verb.tablespace_mapping.clone(),
+        tools: &tools,
+        identities,
+    })?;
+    if verb.dry_run {
+        return dry_run(&plan, &entry, global);
+    }
+    if !global.quiet {
+        note(&format!(
+            "restoring {} into {}",
+            entry.id,
+            plan.data_dir.display()
+        ));
+    }
+    let progress = app.progress();
+    let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), global.quiet);
+    let result = plan.run(app.config.jobs, &progress, &app.cancel);
+    drop(reporter);
+    let restored = result.map_err(|error| app.cancel.check().err().unwrap_or(error))?;
+    if !restored.made.is_empty() {
+        note(&format!(
+            "warning: the backup holds no {}: they lay outside the data directory; minimal ones were made, look at them",
+            restored.made.join(", ")
+        ));
+    }
+    if restored.owned_by_root {
+        note(&format!(
+            "warning: the files belong to root, as whom no server starts: chown -R postgres: {}",
+            plan.data_dir.display()
+        ));
+    }
+    note("the copy archives nothing and follows nobody: see the end of postgresql.auto.conf");
+    if global.json {
+        let mut value = plan_json(&plan, &entry);
+        value["made"] = json!(restored.made);
+        return print_json(&value);
+    }
+    print(&format!(
+        "restored {} into {}; start PostgreSQL {} there: pg_ctl -D {} start\n",
+        entry.id,
+        plan.data_dir.display(),
+        plan.server_version(),
+        plan.data_dir.display()
+    ))
+}
+
+fn plan_json(plan: &Plan<'_>, entry: &Entry) -> serde_json::Value {
+    let places = plan.tablespaces.iter();
+    let places: Vec<_> = places
+        .map(|(oid, place)| json!({"oid": oid, "directory": place}))
+        .collect();
+    json!({
+        "backup": entry.id.as_str(),
+        "chain": plan.ids(),
+        "data_dir": plan.data_dir,
+        "tablespaces": places,
+        "bytes": plan.bytes,
+        "raw_bytes": plan.raw_bytes,
+        "server_version": plan.server_version(),
+    })
+}
+
+fn dry_run(plan: &Plan<'_>, entry: &Entry, global: &Global) -> Result<()> {
+    if global.json {
+        return print_json(&plan_json(plan, entry));
+    }
+    let mut text = format!(
+        "would restore {} into {}: {} from {} stored, PostgreSQL {}\n  reads {}\n",
+        entry.id,
+        plan.data_dir.display(),
+        ByteSize(plan.raw_bytes),
+        ByteSize(plan.bytes),
+        plan.server_version(),
+        plan.ids().join(", ")
+    );
+    for (oid, place) in &plan.tablespaces {
+        let _ = writeln!(text, "  tablespace {oid} into {}", place.display());
+    }
+    print(&text)
+}
+
+type Located = (Box<dyn Store>, Catalog, Entry);
+
+/// The backup and its store: the wanted one, else the local one; the second one where the local
+/// one has it not, or not whole.
+fn locate(app: &App, verb: &Restore, global: &Global) -> Result<Located> {
+    let find = |name: Option<&str>| -> Result<Located> {
+        let (store, catalog) = app.catalog(name)?;
+        let entry = choose(&catalog, app.own_id(&verb.backup))?;
+        Ok((store, catalog, entry))
+    };
+    let found = find(global.store.as_deref());
+    if found.is_ok() || global.store.is_some() {
+        return found;
+    }
+    for name in app.others() {
+        if let Ok(other) = find(Some(name)) {
+            note(&format!(
+                "{} is read from {}",
+                other.2.id,
+                other.0.describe()
+            ));
+            return Ok(other);
+        }
+    }
+    found
+}
+
+fn choose(catalog: &Catalog, backup: &str) -> Result<Entry> {
+    if backup == "latest" {
+        let (entry, skipped) = catalog.latest(BackupKind::Base, None)?;
+        for newer in skipped {
+            let state = newer.state.to_string();
+            let reason = newer.reason.as_deref().unwrap_or(&state);
+            note(&format!("passed over {}: {reason}", newer.id));
+        }
+        return Ok(entry.clone());
+    }
+    let entry = catalog.find(backup)?;
+    if entry.kind != BackupKind::Base {
+        return Err(Error::usage(format!("{} is no base backup", entry.id))
+            .hint("--data-dir takes a base backup; without it, a dump goes into a new database"));
+    }
+    let reason = entry.reason.as_deref().unwrap_or("its state is unknown");
+    if !entry.good && reason != BAD_CHECKSUMS {
+        return Err(Error::damage(format!("{} is not good: {reason}", entry.id))
+            .hint("`pgark list` shows the others"));
+    }
+    if !entry.good {
+        // Asked for by name, it may be the only copy there is.
+        note(&format!("warning: {}: {reason}", entry.id));
+    }
+    Ok(entry.clone())
+}
