@@ -69,9 +69,12 @@ pub fn plan(catalog: &Catalog, policy: &Policy, now: Timestamp) -> Plan {
                 // What is left of it may be all that tells of what is gone.
                 let held = |reason: &Reason| matches!(reason, Reason::BesideSuspect(_));
                 let held = decision.reasons.iter().any(held);
-                let gone = entry.state == State::Missing && !held;
+                let unread = beside_unread(catalog, entry);
+                let gone = entry.state == State::Missing && !held && !unread;
                 let reason = if entry.unread {
                     "its manifest cannot be read now, which proves nothing against it".to_owned()
+                } else if unread && !decision.keep {
+                    "a manifest beside it cannot be read now, which may need it".to_owned()
                 } else if gone {
                     "its artefact is gone; only its manifest is left".to_owned()
                 } else {
@@ -79,7 +82,7 @@ pub fn plan(catalog: &Catalog, policy: &Policy, now: Timestamp) -> Plan {
                 };
                 Verdict {
                     entry: entry.clone(),
-                    keep: entry.unread || (decision.keep && !gone),
+                    keep: entry.unread || unread || (decision.keep && !gone),
                     reason,
                     waits: decision
                         .reasons
@@ -94,6 +97,16 @@ pub fn plan(catalog: &Catalog, policy: &Policy, now: Timestamp) -> Plan {
             .map(|warning| format!("{warning}; {}", warning.hint()))
             .collect(),
     }
+}
+
+/// Whether a manifest cannot be read now that may say something of this one: an incremental base
+/// backup's that builds on it, a suspect dump's that holds it.
+fn beside_unread(catalog: &Catalog, entry: &Entry) -> bool {
+    let mut unread = catalog.entries.iter().filter(|other| other.unread);
+    unread.any(|other| {
+        let database = other.database.is_none() || other.database == entry.database;
+        other.kind == entry.kind && (entry.kind == BackupKind::Base || database)
+    })
 }
 
 fn backup(entry: &Entry) -> Backup {

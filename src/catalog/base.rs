@@ -294,6 +294,7 @@ pub(super) fn copy(from: &dyn Store, to: &dyn Store, entry: &Entry, cancel: &Tok
     let manifest = read_manifest(from, entry)?;
     // What lies there without being good goes first, in a deletion's order.
     remove_files(to, &entry.id)?;
+    state::forget_outcomes(to, &entry.id)?;
     for file in manifest.files() {
         let key = base_key(&entry.id, &file.name)?;
         let upload = copy_file(from, to, &key, file, cancel)?;

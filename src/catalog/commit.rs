@@ -205,6 +205,8 @@ pub fn copy(from: &dyn Store, to: &dyn Store, entry: &Entry, cancel: &Token) -> 
     for part in [Part::Sums, Part::Manifest] {
         to.delete(&entry.key(part)?)?;
     }
+    // What was found out about it, too: it is about what lies there no more.
+    state::forget_outcomes(to, &entry.id)?;
     let mut uploads = Vec::new();
     for (key, record) in &files {
         if to.stat(key)?.is_some() {

@@ -92,6 +92,17 @@ pub fn record(
 ///
 /// # Errors
 /// As the store.
+pub fn forget_outcomes(store: &dyn Store, id: &BackupId) -> Result<()> {
+    for outcome in [Outcome::Verified, Outcome::Proven, Outcome::Failed] {
+        store.delete(&state_key(id, outcome)?)?;
+    }
+    Ok(())
+}
+
+/// Forgets all of it, for a backup that is deleted.
+///
+/// # Errors
+/// As the store.
 pub fn forget(store: &dyn Store, id: &BackupId) -> Result<()> {
     for outcome in Outcome::ALL {
         store.delete(&state_key(id, outcome)?)?;

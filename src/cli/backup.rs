@@ -50,7 +50,15 @@ pub(super) fn backup(app: &App, verb: &Backup, global: &Global, out: &mut Out<'_
         let bytes = ByteSize(done.pruned.bytes());
         note(&format!("expired {} backups, {bytes}", expired.len()));
     }
-    let catalog = list::load(store.as_ref())?;
+    // What was taken is taken, even where nobody can look at it now.
+    let catalog = match list::load(store.as_ref()) {
+        Ok(catalog) => catalog,
+        Err(error) => {
+            let ids: Vec<&str> = done.taken.iter().map(|one| one.id.as_str()).collect();
+            note(&format!("{whose}taken: {}; {}", ids.join(", "), error.fact));
+            return verdict.and(Err(error));
+        }
+    };
     let taken: Vec<&Entry> = done
         .taken
         .iter()

@@ -35,8 +35,8 @@ impl Out<'_> {
 /// Does the work for every cluster.
 ///
 /// # Errors
-/// With one cluster, its own. With several, the signal's; `Partial` when it failed for some; when
-/// for all, the first one's kind, with every fact.
+/// With one cluster, its own. With several, the signal's; `Damage` where it was found; `Partial` when
+/// it failed for some; when for all, the first one's kind.
 pub(super) fn each(
     apps: &[App],
     mut work: impl FnMut(&App, &mut Out<'_>) -> Result<()>,
@@ -75,7 +75,10 @@ fn verdict(mut failed: Vec<(&str, Error)>, of: usize) -> Result<()> {
     let Some((_, first)) = failed.first() else {
         return Ok(());
     };
-    let kind = if failed.len() == of {
+    let damage = failed.iter().any(|(_, error)| error.kind == Kind::Damage);
+    let kind = if damage {
+        Kind::Damage
+    } else if failed.len() == of {
         first.kind
     } else {
         Kind::Partial
@@ -112,6 +115,18 @@ pub(super) fn holding<'a>(
     }
     let (mut found, mut ambiguous, mut refused) = (Vec::new(), Vec::new(), None);
     for app in apps {
+        let first = app.catalog(global.store.as_deref());
+        match first.map(drop) {
+            // A cluster that has no directory as yet has no backup; one that is away may have.
+            Err(error) if error.kind == Kind::Usage => {
+                refused.get_or_insert(error);
+                continue;
+            }
+            Err(error) if backup == "latest" && app.others().is_empty() => {
+                return Err(error.context(&app.config.cluster));
+            }
+            _ => {}
+        }
         match read::locate(app, global, backup, database) {
             Ok((_, entry)) => found.push((app, format!("{}{}", app.prefix(), entry.id))),
             // Several databases there: then surely several in all.

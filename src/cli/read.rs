@@ -1,5 +1,6 @@
 //! `pgark list`, `show`, `verify`, `cat`: what reads the store and no database.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 
@@ -157,13 +158,20 @@ pub(super) fn locate(
     database: Option<&str>,
 ) -> Result<(Box<dyn Store>, Entry)> {
     let backup = app.own_id(backup);
+    let ambiguous = Cell::new(false);
     let find = |store: Option<&str>| {
         let (store, mut catalog) = app.catalog(store)?;
-        let entry = choose(store.as_ref(), &mut catalog, backup, database)?;
-        Ok((store, entry))
+        let entry = choose(store.as_ref(), &mut catalog, backup, database);
+        let usage = entry.as_ref().is_err_and(|error| error.kind == Kind::Usage);
+        ambiguous.set(usage && backup == "latest");
+        Ok((store, entry?))
     };
     let wanted = global.store.as_deref();
     let found = find(wanted);
+    // Another store, which lacks some databases as yet, must not decide which one is meant.
+    if ambiguous.get() {
+        return found;
+    }
     let whole = |entry: &Entry| entry.is_whole() || entry.state == State::Legacy;
     let good = matches!(&found, Ok((_, entry)) if whole(entry));
     if good || wanted.is_some() {

@@ -53,15 +53,22 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global, out: &mut Out<'_>)
     };
     let (mut pruned, mut verdicts) = (Pruned::default(), Vec::new());
     let mut warnings = Vec::new();
+    let (mut away, all) = (Vec::new(), names.len());
     for name in names {
-        let (_, catalog) = app.catalog(Some(name))?;
-        let plan = stores::plan(app, name, &catalog)?;
-        if verb.dry_run {
-            warnings.extend(plan.warnings);
-        } else {
-            stores::expire(app, name, &mut pruned, &mut warnings)?;
-        }
-        verdicts.extend(plan.verdicts.into_iter().map(|verdict| (name, verdict)));
+        let planned = app
+            .catalog(Some(name))
+            .and_then(|(_, catalog)| stores::plan(app, name, &catalog));
+        let result = planned.and_then(|plan| {
+            if verb.dry_run {
+                warnings.extend(plan.warnings);
+            } else {
+                stores::expire(app, name, &mut pruned, &mut warnings)?;
+            }
+            verdicts.extend(plan.verdicts.into_iter().map(|verdict| (name, verdict)));
+            Ok(())
+        });
+        // One store that is away stops no other.
+        away.extend(result.err().map(|error| (name, error)));
     }
     if !global.json {
         for text in &warnings {
@@ -80,6 +87,10 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global, out: &mut Out<'_>)
                 ByteSize(entry.bytes)
             ))?;
         }
+    }
+    if let Some((name, error)) = away.pop() {
+        let kind = if away.len() + 1 < all { Kind::Partial } else { error.kind };
+        return Err(Error { kind, ..error.context(name) });
     }
     match pruned.stayed.into_iter().next() {
         None => Ok(()),

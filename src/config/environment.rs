@@ -10,11 +10,11 @@ use super::databases::{self, Databases};
 use super::encryption;
 use super::file::{self, Key};
 use super::form::Form;
-use super::table::{VARIABLES, Variable};
+use super::table::{Section, VARIABLES, Variable};
 use crate::error::{Error, Result};
 
 /// More than any setting needs; bounds what a `_FILE` that names a device can cost.
-const FILE_LEN_MAX: u64 = 64 * 1024;
+pub(super) const FILE_LEN_MAX: u64 = 256 * 1024;
 
 /// The process's variables. Prints as their names only: some values are secrets.
 #[derive(Clone, Default)]
@@ -124,6 +124,7 @@ impl Environment {
         process: &Environment,
         told: &mut dyn FnMut(&Key),
     ) -> Self {
+        self.forget_other_servers(keys);
         for key in keys {
             if process.sets(key.variable) && process.get(&key.name) != Some(&key.text) {
                 told(key);
@@ -135,6 +136,35 @@ impl Environment {
             self.0.insert(key.name.clone(), key.text.clone());
         }
         self
+    }
+
+    /// A table that says which server it means is not to meet half of another one: libpq would
+    /// join a host of here with an address of there.
+    fn forget_other_servers(&mut self, keys: &[Key]) {
+        let names = |name: &str| keys.iter().any(|key| key.variable.name == name);
+        let whole = names("DB_CONNINFO");
+        if !whole && !names("DB_HOST") {
+            return;
+        }
+        for name in ["PGHOST", "PGHOSTADDR", "PGSERVICE", "DB_CONNINFO"] {
+            self.0.remove(name);
+            self.0.remove(&format!("{name}_FILE"));
+        }
+        if !whole {
+            return;
+        }
+        self.0.remove("PGPORT");
+        let connection = VARIABLES.iter().filter(|row| row.section == Section::Connection);
+        for variable in connection {
+            for name in variable.spellings() {
+                self.0.remove(name);
+                self.0.remove(&format!("{name}_FILE"));
+            }
+            // A default file that is handed over empty counts as absent.
+            if let Some(path) = variable.default_file {
+                self.0.insert(format!("{FILE_PREFIX}{path}"), String::new());
+            }
+        }
     }
 
     /// Whether a variable is set, by any of its names, or as a file.

@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Anomaly;
-use super::environment::Environment;
+use super::environment::{Environment, FILE_LEN_MAX};
 use super::form::Form;
 use super::nearest::nearest;
 use super::table::{Section, VARIABLES, Variable};
@@ -149,6 +149,13 @@ impl File {
                 .hint("mount it where pgark's user can read it, or name another with --config or PGARK_CONFIG"));
             }
         };
+        // What was read is cut one byte behind the limit.
+        if bytes.len() as u64 > FILE_LEN_MAX {
+            return Err(Error::usage(format!(
+                "the configuration file {path} is longer than {FILE_LEN_MAX} bytes"
+            ))
+            .hint("common settings may stand once, at the top"));
+        }
         let text = String::from_utf8(bytes).map_err(|_| {
             Error::usage(format!("the configuration file {path} is not UTF-8"))
                 .hint("write it again in UTF-8")
@@ -259,6 +266,11 @@ impl Parser<'_> {
             return Err(self
                 .error(at, &text)
                 .hint("one of them says where it is, and of which kind"));
+        }
+        let s3 = found.keys.iter().find(|key| key.variable.section == Section::S3);
+        if let (Within::Store, Some(key), false) = (within, s3, found.is_bucket()) {
+            let text = format!("{} means nothing to a local store", key.name.to_lowercase());
+            return Err(self.error(at, &text).hint("leave it out; days have backup_retention_days"));
         }
         Ok(found)
     }

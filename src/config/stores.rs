@@ -45,6 +45,7 @@ pub(super) fn stores(
         ))
         .hint("leave it out, or add a [[store]] with backup_dir"));
     }
+    same_place(&stores)?;
     for name in ["BACKUP_DIR", "S3_BUCKET"] {
         let Some(set) = setting(name, process)? else {
             continue;
@@ -64,6 +65,28 @@ pub(super) fn stores(
     Ok(stores)
 }
 
+/// Two stores in one place would expire each other's backups, and clear each other's uploads.
+fn same_place(stores: &[StoreConfig]) -> Result<()> {
+    let place = |store: &StoreConfig| match &store.place {
+        Place::Local(dir) => std::fs::canonicalize(dir)
+            .unwrap_or_else(|_| dir.clone())
+            .display()
+            .to_string(),
+        Place::S3(s3) => {
+            let endpoint = s3.endpoint.as_deref().unwrap_or(&s3.region);
+            let prefix = s3.prefix.trim_matches('/');
+            format!("s3 {} {} {prefix}", endpoint.trim_end_matches('/'), s3.bucket)
+        }
+    };
+    for (at, one) in stores.iter().enumerate() {
+        if let Some(other) = stores[..at].iter().find(|other| place(other) == place(one)) {
+            let text = format!("the stores {} and {} are one place", other.name, one.name);
+            return Err(Error::usage(text).hint("each store needs a directory, or a bucket and prefix, of its own"));
+        }
+    }
+    Ok(())
+}
+
 /// One of the file's; `flag` is where the first local one lies instead.
 fn store(
     table: &Table,
@@ -74,7 +97,11 @@ fn store(
     let (place, days) = match (s3(&env, folder)?, flag.take()) {
         (Some(s3), kept) if table.is_bucket() => {
             *flag = kept;
-            (Place::S3(Box::new(s3)), setting("S3_RETENTION_DAYS", &env)?)
+            // What the table says of its days goes before the variable for all buckets.
+            let sets = |name| table.keys.iter().any(|key| key.variable.name == name);
+            let own = sets("BACKUP_RETENTION_DAYS") && !sets("S3_RETENTION_DAYS");
+            let days = if own { None } else { setting("S3_RETENTION_DAYS", &env)? };
+            (Place::S3(Box::new(s3)), days)
         }
         (_, Some(dir)) => (Place::Local(within(dir, folder)), None),
         (_, None) => {

@@ -6,6 +6,7 @@
 //! Legacy backups that only wait for a verified backup of their database get one: the new backup
 //! is verified. A crash leaves what `backup::run` and `prune` leave; the records lack the run.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -58,7 +59,7 @@ pub struct Done {
 pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<()>) {
     let started_at = clock::now();
     let heartbeat = Heartbeat::begin(app.config.service.heartbeat.as_ref());
-    let before = list::load(store).unwrap_or_default();
+    let before = history(app, store, wanted.say);
     let mut done = Done::default();
     let verdict = take(app, store, wanted, started_at, &before, &mut done);
     let broken_off =
@@ -108,6 +109,27 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<(
     }
     done.notices.extend(notes);
     (done, verdict)
+}
+
+/// What was there before, with the manifests that new backups are compared with: a catalog of far
+/// away knows most of them by their summaries only.
+fn history(app: &App, store: &dyn Store, say: &dyn Fn(&str)) -> Catalog {
+    let mut catalog = list::load(store).unwrap_or_else(|error| {
+        say(&format!(
+            "warning: new backups cannot be compared with those before: {}",
+            error.fact
+        ));
+        Catalog::default()
+    });
+    let mut known: BTreeMap<Option<String>, usize> = BTreeMap::new();
+    for entry in &mut catalog.entries {
+        let looked_at = known.entry(entry.database.clone()).or_default();
+        if entry.good && entry.kind == BackupKind::Dump && *looked_at < app.thresholds().history {
+            *looked_at += 1;
+            entry.complete(store);
+        }
+    }
+    catalog
 }
 
 /// Takes the dumps; short of space, once more after a prune.
@@ -381,7 +403,12 @@ pub fn wanted_databases(databases: &Databases, dir: &Path, catalog: &Catalog) ->
         return names.clone();
     }
     let lines = journal::read(dir);
-    let newest = lines.iter().rev().find(|line| !line.taken.is_empty());
+    // One that a person asked for may have been about some of them only, a base backup about none.
+    let of_dumps = |line: &&Line| line.taken.iter().any(|taken| taken.database.is_some());
+    let dumps = || lines.iter().rev().filter(of_dumps);
+    let newest = dumps()
+        .find(|line| line.trigger != Trigger::Manual)
+        .or_else(|| dumps().next());
     let mut names: Vec<String> = match newest {
         Some(line) => {
             let taken = line.taken.iter().filter_map(|taken| taken.database.clone());

@@ -16,6 +16,7 @@ use crate::app::App;
 use crate::catalog::list::{self, Catalog, Entry, State};
 use crate::catalog::{base, known, remains};
 use crate::clock;
+use crate::config::Place;
 use crate::error::{Context, Error, Kind, Result};
 use crate::prune::{self, Plan, Pruned};
 use crate::replicate;
@@ -93,6 +94,17 @@ fn lock(app: &App, store: &str) -> Result<DirLock> {
     DirLock::acquire(&app.config.dir, kind)
 }
 
+/// The lock of another local store's own directory: on another machine it may be the first.
+fn lock_there(app: &App, store: &str) -> Result<Option<DirLock>> {
+    let config = app.config.stores.iter().skip(1);
+    let mut local = config.filter(|config| config.name == store);
+    let dir = local.find_map(|config| match &config.place {
+        Place::Local(dir) => Some(dir),
+        Place::S3(_) => None,
+    });
+    dir.map(|dir| DirLock::acquire(dir, "dump")).transpose()
+}
+
 /// What was copied, and which stores are not up to date.
 #[derive(Debug, Default)]
 pub struct Replicated {
@@ -165,6 +177,7 @@ fn fill(app: &App, name: &str, say: &dyn Fn(&str)) -> Result<Vec<String>> {
     Behind::write(&app.config.dir, name, Some(&unfinished))?;
     let first = app.store(None)?;
     let second = app.store(Some(name))?;
+    let _there = lock_there(app, name)?;
     remains::clear_remains(second.as_ref(), clock::now(), &[])?;
     base::clear_remains(second.as_ref(), clock::now(), &[])?;
     let there = list::load(second.as_ref())?;
@@ -237,6 +250,7 @@ fn save(store: &dyn Store, catalog: &Catalog) -> Option<String> {
 pub fn expire(app: &App, name: &str, pruned: &mut Pruned, notes: &mut Vec<String>) -> Result<()> {
     let store = app.store(Some(name))?;
     let _lock = lock(app, name)?;
+    let _there = lock_there(app, name)?;
     let mut catalog = list::load(store.as_ref())?;
     let plan = plan(app, name, &catalog)?;
     let in_use = |entry: &Entry| Reading::is_held(&app.config.dir, entry.id.as_str());

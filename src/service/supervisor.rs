@@ -204,6 +204,7 @@ impl Supervisor {
         if let Some(line) = lines
             .iter()
             .rev()
+            .filter(|line| line.taken.iter().any(|taken| taken.database.is_some()))
             .find(|line| line.outcome == Outcome::Ok && age(line) < START_AGE)
         {
             self.log.info(&format!(
