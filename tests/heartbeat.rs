@@ -132,14 +132,14 @@ fn a_run_in_part_is_no_success() {
         .pgark(["backup"])
         .env("PGARK_LOCK_TIMEOUT", "1h")
         .spawn();
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted";
     until("the run to hold the lock", || {
-        let busy = site
-            .pgark(["backup"])
-            .env("HEARTBEAT_URL", monitor.kuma())
-            .env("PGARK_LOCK_TIMEOUT", "1s")
-            .run();
-        busy.code == 6
+        site.server.psql("postgres", locks) == "1"
     });
+    site.pgark(["backup"])
+        .env("HEARTBEAT_URL", monitor.kuma())
+        .run()
+        .assert_code(6);
     assert!(first.is_alive());
     first.signal("TERM");
     first.wait();
