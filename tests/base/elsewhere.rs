@@ -119,7 +119,7 @@ fn the_manual_for_a_life_without_pgark_holds_word_by_word() {
         copy.psql("SELECT pg_is_in_recovery()") == "f"
     });
     assert_eq!(copy.psql(DIGEST), expected);
-    assert_eq!(copy.psql("SHOW archive_mode"), "off");
+    assert_eq!(copy.psql("SHOW max_logical_replication_workers"), "0");
 }
 
 /// A key of its own; the recipient and the file.
