@@ -73,12 +73,6 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> (Done
 }
 
 fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<Manifest> {
-    if app.crypt.is_encrypted() {
-        return Err(Error::usage(
-            "BACKUP_ENCRYPT_RECIPIENTS is set, and base backups are not encrypted yet",
-        )
-        .hint("take dumps (`pgark backup`), or unset it for base backups and protect their store by other means"));
-    }
     let target = app.pin_when_ready(&[], wanted.say)?;
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));
