@@ -112,16 +112,28 @@ impl Outcome {
 
     /// What keeps a run without a failure from being well done.
     fn doubts(&self) -> Result<()> {
-        let dumps = self.taken.iter().filter(|one| one.database.is_some());
+        let mut dumps = self.taken.iter().filter(|one| one.database.is_some());
         let left_out: Vec<&str> = dumps
             .clone()
             .flat_map(|manifest| manifest.warnings.iter().map(String::as_str))
             .collect();
-        let suspect: Vec<&Manifest> = dumps.filter(|one| !one.suspect.is_empty()).collect();
+        let suspect: Vec<&Manifest> = dumps
+            .clone()
+            .filter(|one| !one.suspect.is_empty())
+            .collect();
         let mut facts = Vec::new();
         let mut hints = Vec::new();
+        // What is said of an encrypted backup is written down beside it.
+        let sealed = dumps.any(|manifest| manifest.encrypted);
         if !left_out.is_empty() {
-            facts.push(format!("pg_dump warned: {}", left_out.join("; ")));
+            facts.push(if sealed {
+                format!(
+                    "pg_dump warned {} times (`pgark show`, with the identity)",
+                    left_out.len()
+                )
+            } else {
+                format!("pg_dump warned: {}", left_out.join("; "))
+            });
             hints.push("what it left out is not in the backup; a superuser's dump leaves nothing out, and `pgark check` names the right that is missing".to_owned());
         }
         for manifest in &suspect {

@@ -92,12 +92,20 @@ pub fn commit(store: &dyn Store, written: Written, mut manifest: Manifest) -> Re
     manifest.raw_bytes = written.raw_bytes;
     manifest.frames = written.frames;
 
+    let mut finished = 0;
     let data = (|| {
         same_size(&written.artefact.finish()?, written.bytes)?;
+        finished = 1;
         same_size(&written.index.finish()?, written.index_bytes)
     })();
     if let Err(error) = data {
-        undo(store, &keys);
+        // A name that somebody else took in the same second is his: what lies there stays.
+        let ours = if error.is_exists() {
+            finished
+        } else {
+            keys.len()
+        };
+        undo(store, &keys[..ours]);
         return Err(error.context(format!("{id} was not committed")));
     }
     let json = manifest.to_json()?;
@@ -127,6 +135,12 @@ pub(crate) fn same_size(object: &Object, bytes: u64) -> Result<()> {
         object.bytes, object.key
     ))
     .hint("the store lost data; check it before the next backup"))
+}
+
+fn not_ours(store: &dyn Store, key: &Key) -> Error {
+    Error::failed(format!("{key} in {} is not pgark's", store.describe()))
+        .hint("move it away; nothing was overwritten")
+        .cause(Cause::Exists)
 }
 
 /// Takes back what a failed commit may have put under final names; index first, as in every deletion.
@@ -201,6 +215,22 @@ pub fn copy(from: &dyn Store, to: &dyn Store, entry: &Entry, cancel: &Token) -> 
     let index = entry.key(Part::Index)?;
     let mut files = vec![(artefact, &manifest.artefact)];
     files.extend(manifest.index.as_ref().map(|record| (index, record)));
+    // Nothing there gives way to what is not whole here.
+    for (key, record) in &files {
+        if to.stat(key)?.is_some() {
+            if !is_ours(to, key)? {
+                return Err(not_ours(to, key));
+            }
+            let (bytes, sha256) = store::hash(from, key)?;
+            if (bytes, sha256.as_str()) != (record.bytes, record.sha256.as_str()) {
+                return Err(Error::damage(format!(
+                    "{key} in {} is not what its manifest says; the copy in {} stays as it is",
+                    from.describe(),
+                    to.describe()
+                )));
+            }
+        }
+    }
     // A manifest there whose data is gone or wrong goes first, as in every deletion.
     for part in [Part::Sums, Part::Manifest] {
         to.delete(&entry.key(part)?)?;
@@ -210,13 +240,6 @@ pub fn copy(from: &dyn Store, to: &dyn Store, entry: &Entry, cancel: &Token) -> 
     let mut uploads = Vec::new();
     for (key, record) in &files {
         if to.stat(key)?.is_some() {
-            if !is_ours(to, key)? {
-                return Err(
-                    Error::failed(format!("{key} in {} is not pgark's", to.describe()))
-                        .hint("move it away; nothing was overwritten")
-                        .cause(Cause::Exists),
-                );
-            }
             to.delete(key)?;
         }
         uploads.push((copy_file(from, to, key, record, cancel)?, record.bytes));

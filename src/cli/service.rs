@@ -89,8 +89,15 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global, out: &mut Out<'_>)
         }
     }
     if let Some((name, error)) = away.pop() {
-        let kind = if away.len() + 1 < all { Kind::Partial } else { error.kind };
-        return Err(Error { kind, ..error.context(name) });
+        let kind = if away.len() + 1 < all {
+            Kind::Partial
+        } else {
+            error.kind
+        };
+        return Err(Error {
+            kind,
+            ..error.context(name)
+        });
     }
     match pruned.stayed.into_iter().next() {
         None => Ok(()),

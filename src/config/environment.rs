@@ -154,7 +154,9 @@ impl Environment {
             return;
         }
         self.0.remove("PGPORT");
-        let connection = VARIABLES.iter().filter(|row| row.section == Section::Connection);
+        let connection = VARIABLES
+            .iter()
+            .filter(|row| row.section == Section::Connection);
         for variable in connection {
             for name in variable.spellings() {
                 self.0.remove(name);

@@ -75,13 +75,18 @@ fn same_place(stores: &[StoreConfig]) -> Result<()> {
         Place::S3(s3) => {
             let endpoint = s3.endpoint.as_deref().unwrap_or(&s3.region);
             let prefix = s3.prefix.trim_matches('/');
-            format!("s3 {} {} {prefix}", endpoint.trim_end_matches('/'), s3.bucket)
+            format!(
+                "s3 {} {} {prefix}",
+                endpoint.trim_end_matches('/'),
+                s3.bucket
+            )
         }
     };
     for (at, one) in stores.iter().enumerate() {
         if let Some(other) = stores[..at].iter().find(|other| place(other) == place(one)) {
             let text = format!("the stores {} and {} are one place", other.name, one.name);
-            return Err(Error::usage(text).hint("each store needs a directory, or a bucket and prefix, of its own"));
+            return Err(Error::usage(text)
+                .hint("each store needs a directory, or a bucket and prefix, of its own"));
         }
     }
     Ok(())
@@ -100,7 +105,11 @@ fn store(
             // What the table says of its days goes before the variable for all buckets.
             let sets = |name| table.keys.iter().any(|key| key.variable.name == name);
             let own = sets("BACKUP_RETENTION_DAYS") && !sets("S3_RETENTION_DAYS");
-            let days = if own { None } else { setting("S3_RETENTION_DAYS", &env)? };
+            let days = if own {
+                None
+            } else {
+                setting("S3_RETENTION_DAYS", &env)?
+            };
             (Place::S3(Box::new(s3)), days)
         }
         (_, Some(dir)) => (Place::Local(within(dir, folder)), None),

@@ -161,7 +161,14 @@ impl NewDatabase {
         self.admin.execute(format!(
             "ALTER DATABASE {} ALLOW_CONNECTIONS false; COMMIT",
             quote_ident(&self.name)
-        ))
+        ))?;
+        // Who came in meanwhile (a monitor that goes through all databases) would keep it from
+        // being renamed. Nobody has any business in a copy; one that we may not end is told later.
+        let _ = self.admin.query(format!(
+            "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE datname = {} AND pid <> pg_catalog.pg_backend_pid()",
+            quote_literal(&self.name)
+        ));
+        Ok(())
     }
 }
 

@@ -341,8 +341,14 @@ impl Records<'_> {
         let previous = before.entries.iter().find(same);
         let line = report::taken(manifest, previous, &self.store);
         report.line(manifest.finished_at, &line);
-        for warning in &manifest.warnings {
+        // Those of an encrypted backup may name what its manifest seals.
+        let (many, open) = (manifest.warnings.len(), !manifest.encrypted);
+        for warning in manifest.warnings.iter().filter(|_| open) {
             report.line(manifest.finished_at, &format!("warning: {warning}"));
+        }
+        if many > 0 && !open {
+            let text = format!("{many} warnings: `pgark show`, with the identity");
+            report.line(manifest.finished_at, &text);
         }
         if !manifest.suspect.is_empty() {
             let falls = anomaly::sentence(&manifest.suspect);

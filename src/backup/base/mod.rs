@@ -30,7 +30,7 @@ use crate::catalog::layout::{BASE_LOCK, base_key};
 use crate::catalog::list::{self, Entry};
 use crate::catalog::manifest::{BaseRecord, Manifest};
 use crate::clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::postgres::Target;
 use crate::postgres::replication::{BaseBackup, BaseEnd, Checkpoint, Replication, System};
 use crate::postgres::tools::version_text;
@@ -113,11 +113,18 @@ pub fn take(run: &Run<'_>) -> Result<Manifest> {
     let manifest = session
         .take(&mut link, &id, started_at, parent)
         .map_err(|error| {
-            stored::abandon(run.store, &id);
+            // A name that somebody else took in the same second is his.
+            if !error.is_exists() {
+                stored::abandon(run.store, &id);
+            }
             // After a signal the failure is only that a connection was closed.
             run.cancel.check().err().unwrap_or(error)
         })?;
-    let committed = commit(run, manifest);
+    let committed = commit(run, manifest).inspect_err(|error| {
+        if error.kind != Kind::Partial && !error.is_exists() {
+            stored::abandon(run.store, &id);
+        }
+    });
     drop(holder);
     lock.release()?;
     committed

@@ -20,6 +20,8 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use self::extract::{Extract, Owner, link_tablespaces};
 use crate::archive::{Artefact, Identities, Index};
 use crate::cancel::Token;
@@ -313,6 +315,10 @@ impl Plan<'_> {
         let key = base_key(&step.entry.id, &step.base.backup_manifest.name)?;
         let manifest = store::get(self.store, &key)?;
         let manifest = manifest.ok_or_else(|| store::missing(self.store, &key))?;
+        if hex::encode(Sha256::digest(&manifest)) != step.base.backup_manifest.sha256 {
+            return Err(Error::damage(format!("{key} is not what was written"))
+                .hint("`pgark verify` tells more; `pgark list` shows other backups"));
+        }
         write(&self.data_dir.join("backup_manifest"), &manifest, owner)?;
         Ok(control)
     }

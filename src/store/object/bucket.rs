@@ -272,7 +272,8 @@ impl Bucket {
         if head.mark != finish.mark {
             return Err(
                 Error::failed(format!("{shown} was replaced by another program"))
-                    .hint("two programs write the same names: give each its own S3_PREFIX"),
+                    .hint("two programs write the same names: give each its own S3_PREFIX")
+                    .cause(Cause::Exists),
             );
         }
         let wrong = if head.bytes != finish.bytes {
