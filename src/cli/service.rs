@@ -88,6 +88,11 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global, out: &mut Out<'_>)
             ))?;
         }
     }
+    verdict(away, all, pruned)
+}
+
+/// What kept the work from being done whole.
+fn verdict(mut away: Vec<(&str, Error)>, all: usize, pruned: Pruned) -> Result<()> {
     if let Some((name, error)) = away.pop() {
         let kind = if away.len() + 1 < all {
             Kind::Partial

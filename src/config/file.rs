@@ -149,12 +149,9 @@ impl File {
                 .hint("mount it where pgark's user can read it, or name another with --config or PGARK_CONFIG"));
             }
         };
-        // What was read is cut one byte behind the limit.
         if bytes.len() as u64 > FILE_LEN_MAX {
-            return Err(Error::usage(format!(
-                "the configuration file {path} is longer than {FILE_LEN_MAX} bytes"
-            ))
-            .hint("common settings may stand once, at the top"));
+            let text = format!("the configuration file {path} is longer than {FILE_LEN_MAX} bytes");
+            return Err(Error::usage(text).hint("common settings may stand once, at the top"));
         }
         let text = String::from_utf8(bytes).map_err(|_| {
             Error::usage(format!("the configuration file {path} is not UTF-8"))

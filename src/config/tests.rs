@@ -192,7 +192,7 @@ fn explicit_file_that_is_absent_empty_too_long_or_not_utf8_is_an_error_with_its_
     };
     let absent = dir.join("absent").display().to_string();
     let empty = write("empty", b"\n");
-    let long = write("long", &vec![b'x'; 70_000]);
+    let long = write("long", &vec![b'x'; 300_000]);
     let latin1 = write("latin1", b"caf\xe9");
     for path in [&absent, &empty, &long, &latin1] {
         let error = refused(&[("DB_USER_FILE", path)]);
