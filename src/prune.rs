@@ -277,6 +277,21 @@ mod tests {
         }
     }
 
+    /// A chain whose middle cannot be read now: what it builds on is not known, and stays.
+    #[test]
+    fn nothing_goes_beside_a_manifest_that_cannot_be_read_now() {
+        let mut middle = entry(2, None);
+        (middle.summary, middle.manifest) = (None, None);
+        (middle.state, middle.good, middle.unread) = (State::Failed, false, true);
+        let mut catalog = Catalog {
+            entries: vec![entry(4, None), middle, entry(1, None)],
+        };
+        let kept = |catalog: &Catalog| plan(catalog, &POLICY, time(9)).verdicts[2].keep;
+        assert!(kept(&catalog));
+        catalog.entries[1].unread = false;
+        assert!(!kept(&catalog));
+    }
+
     /// The chain 1 ← 2 ← 3, and 4 on its own: what is kept keeps what it builds on, and what goes
     /// goes from the newest on.
     #[test]

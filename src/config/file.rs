@@ -264,10 +264,9 @@ impl Parser<'_> {
                 .error(at, &text)
                 .hint("one of them says where it is, and of which kind"));
         }
-        let s3 = found
-            .keys
-            .iter()
-            .find(|key| key.variable.section == Section::S3);
+        let s3 = found.keys.iter().find(|key| {
+            key.variable.section == Section::S3 || key.variable.name == "S3_RETENTION_DAYS"
+        });
         if let (Within::Store, Some(key), false) = (within, s3, found.is_bucket()) {
             let text = format!("{} means nothing to a local store", key.name.to_lowercase());
             return Err(self

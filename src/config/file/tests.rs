@@ -108,6 +108,10 @@ fn a_table_takes_its_own_keys_only_and_needs_a_name_that_can_be_a_folder() {
         ),
         ("[[store]]\nname='a'", "needs backup_dir or s3_bucket"),
         (
+            "[[store]]\nname='a'\nbackup_dir='/b'\ns3_retention_days=3",
+            "s3_retention_days means nothing to a local store",
+        ),
+        (
             "[[store]]\nname='a'\nbackup_dir='/b'\ns3_bucket='b'",
             "needs backup_dir or s3_bucket",
         ),
@@ -294,6 +298,61 @@ fn a_file_that_was_named_must_be_there() {
             .len(),
         1
     );
+}
+
+#[test]
+fn a_cluster_s_server_is_never_half_of_another_one() {
+    let left_over = [
+        ("DB_HOST", "postgres"),
+        ("DB_USER", "other"),
+        ("PGHOSTADDR", "192.0.2.1"),
+        ("PGSERVICE", "other"),
+    ];
+    let text = "[[cluster]]\nname = 'b'\ndb_conninfo = 'host=db-b user=u dbname=x'";
+    let config = read(text, &left_over).unwrap().remove(0);
+    assert!(config.connection.conninfo.is_some());
+    assert_eq!(config.connection.explicit, []);
+    let text = "[[cluster]]\nname = 'b'\ndb_host = 'db-b'";
+    let other = read(text, &left_over).unwrap().remove(0);
+    let host = ("host".to_owned(), "db-b".to_owned());
+    assert!(other.connection.explicit.contains(&host));
+    for config in [config, other] {
+        for name in ["PGHOSTADDR", "PGSERVICE"] {
+            assert_eq!(config.environment.get(name), None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn days_of_a_store_go_before_those_of_all_buckets() {
+    let text = "[[store]]\nname = 'own'\ns3_bucket = 'a'\nbackup_retention_days = 90
+        [[store]]\nname = 'all'\ns3_bucket = 'b'
+        [[store]]\nname = 'near'\nbackup_dir = '/n'";
+    let config = read(text, &[("S3_RETENTION_DAYS", "7")]).unwrap().remove(0);
+    let days = config.stores.iter();
+    let days: Vec<(&str, u32)> = days
+        .map(|store| (store.name.as_str(), store.retention.days))
+        .collect();
+    assert_eq!(days, [("near", 30), ("own", 90), ("all", 7)]);
+}
+
+#[test]
+fn two_stores_in_one_place_are_refused() {
+    let two = |a: &str, b: &str| format!("[[store]]\nname='a'\n{a}\n[[store]]\nname='b'\n{b}");
+    for (a, b) in [
+        ("backup_dir='/b'", "backup_dir='/b'"),
+        ("s3_bucket='x'", "s3_bucket='x'\ns3_prefix='backups'"),
+    ] {
+        let error = refused(&two(a, b));
+        assert!(error.fact.contains("a and b are one place"), "{error}");
+    }
+    read(&two("s3_bucket='x'", "s3_bucket='x'\ns3_prefix='c/'"), &[]).unwrap();
+}
+
+#[test]
+fn a_file_that_is_too_long_is_refused_and_never_cut() {
+    let long = format!("backup_jobs = 2\n# {}\n", "x".repeat(300_000));
+    assert!(refused(&long).fact.contains("longer than"));
 }
 
 /// Every file that is shipped, and every one that the manuals show.
