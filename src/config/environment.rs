@@ -124,7 +124,7 @@ impl Environment {
         process: &Environment,
         told: &mut dyn FnMut(&Key),
     ) -> Self {
-        self.forget_other_servers(keys);
+        self.forget_other_servers(keys, process);
         for key in keys {
             if process.sets(key.variable) && process.get(&key.name) != Some(&key.text) {
                 told(key);
@@ -139,8 +139,8 @@ impl Environment {
     }
 
     /// A table that says which server it means is not to meet half of another one: libpq would
-    /// join a host of here with an address of there.
-    fn forget_other_servers(&mut self, keys: &[Key]) {
+    /// join a host of here with an address of there. What the top of the file says is for all, and stays.
+    fn forget_other_servers(&mut self, keys: &[Key], process: &Environment) {
         let names = |name: &str| keys.iter().any(|key| key.variable.name == name);
         let whole = names("DB_CONNINFO");
         if !whole && !names("DB_HOST") {
@@ -158,7 +158,7 @@ impl Environment {
             .iter()
             .filter(|row| row.section == Section::Connection);
         for variable in connection {
-            for name in variable.spellings() {
+            for name in variable.spellings().filter(|_| process.sets(variable)) {
                 self.0.remove(name);
                 self.0.remove(&format!("{name}_FILE"));
             }

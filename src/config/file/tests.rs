@@ -312,6 +312,11 @@ fn a_cluster_s_server_is_never_half_of_another_one() {
     let config = read(text, &left_over).unwrap().remove(0);
     assert!(config.connection.conninfo.is_some());
     assert_eq!(config.connection.explicit, []);
+    // What the top of the file says is for all clusters.
+    let shared = format!("db_sslmode = 'require'\n{text}");
+    let shared = read(&shared, &left_over).unwrap().remove(0);
+    let mode = ("sslmode".to_owned(), "require".to_owned());
+    assert_eq!(shared.connection.explicit, [mode]);
     let text = "[[cluster]]\nname = 'b'\ndb_host = 'db-b'";
     let other = read(text, &left_over).unwrap().remove(0);
     let host = ("host".to_owned(), "db-b".to_owned());
