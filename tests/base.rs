@@ -41,14 +41,14 @@ fn show(server: &Server, dir: &TempDir, id: &str) -> Value {
 }
 
 /// A server on a restored directory, stopped on drop.
-struct Copy {
+pub(crate) struct Copy {
     data: PathBuf,
     port: u16,
     major: u32,
 }
 
 impl Copy {
-    fn start(major: u32, data: &Path) -> Copy {
+    pub(crate) fn start(major: u32, data: &Path) -> Copy {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -76,7 +76,7 @@ impl Copy {
         copy
     }
 
-    fn psql(&self, sql: &str) -> String {
+    pub(crate) fn psql(&self, sql: &str) -> String {
         let mut psql = Command::new(bin(self.major).join("psql"));
         psql.args([
             "-XqAt",

@@ -7,6 +7,7 @@
 
 mod anomaly;
 mod any_data;
+mod any_second;
 mod any_server;
 mod bad_luck;
 mod base;
@@ -44,3 +45,4 @@ mod store_damage;
 mod support;
 mod tidy;
 mod trip;
+mod wal_records;
