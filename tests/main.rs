@@ -44,3 +44,4 @@ mod store_damage;
 mod support;
 mod tidy;
 mod trip;
+mod wal;

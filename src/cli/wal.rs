@@ -1,7 +1,6 @@
 //! `pgark wal-stream`, which the service keeps running, and `pgark slot`.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use serde_json::json;
 
@@ -10,7 +9,7 @@ use super::clusters::Out;
 use super::{note, print};
 use crate::app::App;
 use crate::archive::segment::wal_codec;
-use crate::backup::wal::{self, Options, SlotPolicy, SlotReport, Stream};
+use crate::backup::wal::{self, Options, SlotReport, Stream};
 use crate::cancel::Token;
 use crate::config::Place;
 use crate::error::{Error, Result};
@@ -64,19 +63,13 @@ pub(super) fn stream(apps: &[App], cancel: &Token) -> Result<()> {
 }
 
 fn options(app: &App) -> Result<Options> {
-    let set = |name: &str| app.config.environment.get(name).map(str::to_owned);
-    let bytes = |name: &str, default: u64| -> u64 {
-        set(name).and_then(|text| text.parse().ok()).unwrap_or(default)
-    };
+    let wal = &app.config.wal;
     Ok(Options {
-        slot: SlotName::new(&set("PGARK_SLOT_NAME").unwrap_or_else(|| "pgark".to_owned()))?,
-        flush_interval: Duration::from_millis(bytes("PGARK_FLUSH_MS", 10_000)),
-        slot_policy: match set("PGARK_SLOT_POLICY").as_deref() {
-            Some("protect-archive") => SlotPolicy::ProtectArchive,
-            _ => SlotPolicy::ProtectPrimary,
-        },
-        slot_limit_bytes: bytes("PGARK_SLOT_LIMIT", 32 << 30),
-        backlog_max_bytes: bytes("PGARK_BACKLOG_MAX", 96 << 20),
+        slot: SlotName::new(&wal.slot_name)?,
+        flush_interval: wal.flush_interval,
+        slot_policy: wal.slot_policy,
+        slot_limit_bytes: wal.slot_limit_bytes,
+        backlog_max_bytes: wal.backlog_max_bytes,
         codec: wal_codec(app.codec),
         crypt: app.crypt.clone(),
     })

@@ -4,13 +4,15 @@
 //! somebody looks at it while pgark lives; for the time when it does not, `max_slot_wal_keep_size` is
 //! the server's own guard.
 //!
-//! Invariants: a slot is dropped only above the limit, under the policy that says so, and never
-//! while anything is left in memory that could still be stored. A crash drops nothing.
+//! Invariants: a slot is dropped only above the limit, under the policy that says so, and only when it
+//! holds no less than a while before: a stream that catches up is left to it. What is in memory is
+//! stored first. A crash drops nothing.
 
 use std::time::Duration;
 
 use super::tail::Tail;
-use super::{Options, SlotPolicy, Stream};
+use super::{Options, Stream};
+use crate::config::SlotPolicy;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::replication::{Replication, SlotName};
 use crate::postgres::{Client, Target};
@@ -95,12 +97,12 @@ impl Guard<'_> {
     /// Watches until the stream has ended.
     pub(super) fn run(self) {
         let mut client = None;
-        let (mut warned, mut blind) = (false, false);
+        let (mut before, mut blind) = (None, false);
         loop {
             match self.look(&mut client) {
                 Ok(Some(seen)) => {
                     blind = false;
-                    self.judge(&seen, &mut warned);
+                    self.judge(&seen, &mut before);
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -127,26 +129,28 @@ impl Guard<'_> {
         report(client, &self.stream.options.slot)
     }
 
-    fn judge(&self, seen: &SlotReport, warned: &mut bool) {
+    /// `before`: what the slot held when it was over the limit at the look before.
+    fn judge(&self, seen: &SlotReport, before: &mut Option<u64>) {
         let options = &self.stream.options;
         self.tail.lock().prompt = seen.synchronous;
         if seen.retained_bytes <= options.slot_limit_bytes {
-            *warned = false;
+            *before = None;
             return;
         }
-        match options.slot_policy {
-            SlotPolicy::ProtectPrimary => {
+        let last = before.replace(seen.retained_bytes);
+        match (options.slot_policy, last) {
+            // A stream that catches up is the best protection.
+            (SlotPolicy::ProtectPrimary, Some(last)) if seen.retained_bytes >= last => {
                 self.tail.lock().verdict.get_or_insert(over(options, seen));
                 self.tail.ring();
             }
-            SlotPolicy::ProtectArchive if !*warned => {
-                *warned = true;
+            (SlotPolicy::ProtectArchive, None) => {
                 let error = over(options, seen).fact;
                 (self.stream.say)(&format!(
                     "warning: {error}; the policy protect-archive keeps it"
                 ));
             }
-            SlotPolicy::ProtectArchive => {}
+            _ => {}
         }
     }
 }

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use crate::archive::{Codec, Crypt};
 use crate::cancel::Token;
+use crate::config::SlotPolicy;
 use crate::error::{Error, Result};
 use crate::postgres::Target;
 use crate::postgres::replication::SlotName;
@@ -38,15 +39,6 @@ pub use stream::run;
 
 /// What is told to people: a sentence, `warning: ` before it if it is one.
 type Say<'a> = &'a (dyn Fn(&str) + Sync);
-
-/// What the slot may cost the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SlotPolicy {
-    /// Above the limit the slot is dropped, and the window has a gap.
-    ProtectPrimary,
-    /// The slot stays, whatever it holds.
-    ProtectArchive,
-}
 
 /// How a stream is wanted.
 #[derive(Debug, Clone)]

@@ -205,9 +205,14 @@ impl Session<'_, '_> {
                 return self.stop(stream);
             }
             self.report_gap()?;
-            if let Some(end) = self.step(&mut stream, &mut flow, begin, size)? {
-                return Ok(end);
+            let Some(end) = self.step(&mut stream, &mut flow, begin, size)? else {
+                continue;
+            };
+            if end == End::NoRoom {
+                // In peace, so that the slot is free for the next one.
+                stream.stop()?;
             }
+            return Ok(end);
         }
     }
 
@@ -248,6 +253,7 @@ impl Session<'_, '_> {
                     return Ok(Some(End::ServerLeft));
                 }
                 if asked {
+                    quiet = true;
                     // It stops as soon as everything is confirmed.
                     tail.lock().flush = true;
                     tail.ring();

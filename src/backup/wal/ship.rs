@@ -35,6 +35,8 @@ pub(super) struct Shipper<'a> {
     pub memory: bool,
     pub flush_interval: Duration,
     pub announced: Receiver<WalFile>,
+    /// When the last piece was made.
+    pub piece_at: Instant,
     pub note: Note,
     pub say: Say<'a>,
 }
@@ -69,7 +71,6 @@ impl Shipper<'_> {
         let mut backoff = Backoff::new(&format!("store {name} takes no WAL now"));
         let mut work: Option<Work> = None;
         loop {
-            let began = Instant::now();
             let ended = self.tail.lock().ended;
             match self.round(&mut work) {
                 Ok(()) => backoff.good(self.say, &format!("store {name} takes WAL again")),
@@ -86,7 +87,9 @@ impl Shipper<'_> {
             if ended || self.tail.lock().failure.is_some() {
                 return;
             }
-            self.rest(began + self.flush_interval);
+            let wait = self.flush_interval.saturating_sub(self.piece_at.elapsed());
+            let wait = if self.memory { self.flush_interval } else { wait };
+            self.rest(Instant::now() + wait);
         }
     }
 
@@ -219,13 +222,16 @@ impl Shipper<'_> {
             let open = state.open.as_ref();
             open.map(|open| (open.name, open.start, open.have, open.end() >= state.catch_up))
         };
+        let ended = self.tail.lock().ended;
         let Some((name, start, have, caught_up)) = open else {
             return Ok(());
         };
         let reach = if self.memory {
             durable
         } else {
-            if caught_up {
+            let due = self.piece_at.elapsed() >= self.flush_interval;
+            if caught_up && (due || ended) {
+                self.piece_at = Instant::now();
                 let bytes = |from| self.tail.open_bytes(name, from);
                 pieces.extend(&self.shelf, name, (have, false), &bytes)?;
             }

@@ -55,25 +55,51 @@ pub fn run(stream: &Stream<'_>) -> Result<()> {
             stores.cancel(15);
         });
     });
-    let Some(cluster) = retry(&tail, stream, "the server is not reached", || {
+    let result = std::thread::scope(|scope| {
+        // From the first moment on: a store that is away must not keep anybody from looking.
+        scope.spawn(|| {
+            Guard {
+                stream,
+                tail: &tail,
+            }
+            .run();
+        });
+        let result = begin(stream, &tail);
+        tail.end();
+        result
+    });
+    let (failure, verdict) = {
+        let mut state = tail.lock();
+        (state.failure.take(), state.verdict.take())
+    };
+    match (result, failure, verdict) {
+        (Err(error), ..) | (Ok(()), Some(error), _) => Err(error),
+        (Ok(()), None, Some(verdict)) => Err(give_up_slot(stream, verdict)),
+        (Ok(()), None, None) => Ok(()),
+    }
+}
+
+/// Who the server is, and what the first store has.
+fn begin(stream: &Stream<'_>, tail: &Tail) -> Result<()> {
+    let cluster = retry(tail, stream, "the server is not reached", || {
         let mut link = Replication::connect(&(stream.target)()?)?;
         Ok((link.identify()?.id, link.segment_size()?))
-    })?
-    else {
+    })?;
+    let Some(cluster) = cluster else {
         return Ok(());
     };
     let what = format!("{} is not reached", stream.first.describe());
-    let Some(archive) = retry(&tail, stream, &what, || {
+    let archive = retry(tail, stream, &what, || {
         clear_remains(stream.first)?;
         WalArchive::load(stream.first, cluster.0)
-    })?
-    else {
+    })?;
+    let Some(archive) = archive else {
         return Ok(());
     };
     if archive.is_empty() {
         tell_of_others(stream, cluster.0);
     }
-    live(stream, &tail, cluster, &archive)
+    live(stream, tail, cluster, &archive)
 }
 
 /// Tries until it works; none when the stream was asked to end before.
@@ -118,7 +144,7 @@ fn tell_of_others(stream: &Stream<'_>, system: SystemId) {
 
 fn live(
     stream: &Stream<'_>,
-    tail: &Arc<Tail>,
+    tail: &Tail,
     (system, size): (SystemId, SegmentSize),
     archive: &WalArchive,
 ) -> Result<()> {
@@ -159,25 +185,15 @@ fn live(
         histories: BTreeSet::new(),
         senders,
     };
-    let result = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         scope.spawn(|| packer.run());
         for shipper in shippers {
             scope.spawn(|| shipper.run());
         }
-        scope.spawn(|| Guard { stream, tail }.run());
         let result = life.receive();
         tail.end();
         result
-    });
-    let (failure, verdict) = {
-        let mut state = tail.lock();
-        (state.failure.take(), state.verdict.take())
-    };
-    match (result, failure, verdict) {
-        (Err(error), ..) | (Ok(()), Some(error), _) => Err(error),
-        (Ok(()), None, Some(verdict)) => Err(give_up_slot(stream, verdict)),
-        (Ok(()), None, None) => Ok(()),
-    }
+    })
 }
 
 fn packer<'a>(
@@ -218,6 +234,7 @@ fn shipper<'a>(
         memory: !stream.on_disk(),
         flush_interval: stream.options.flush_interval,
         announced,
+        piece_at: Instant::now(),
         note: Note {
             pace: if local { Pace::LOCAL } else { Pace::FAR },
             last: None,

@@ -108,7 +108,7 @@ pub(super) struct State {
 impl State {
     /// Whether nothing new shall begin.
     fn is_over(&self) -> bool {
-        self.stop || self.ended || self.failure.is_some()
+        self.stop || self.ended || self.failure.is_some() || self.verdict.is_some()
     }
 
     /// Bytes that wait in memory.
