@@ -45,4 +45,5 @@ mod store_damage;
 mod support;
 mod tidy;
 mod trip;
+mod wal;
 mod wal_records;
