@@ -32,6 +32,7 @@ impl Args {
             Verb::Show(verb) => (Some(&verb.place), None),
             Verb::Verify(verb) => (Some(&verb.place), Some(&verb.width)),
             Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
+            Verb::WalGet(verb) => (Some(&verb.place), None),
             Verb::Cat(verb) => (Some(&verb.place), None),
             Verb::Demo(verb) => (None, Some(&verb.width)),
             Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => (None, None),
