@@ -25,14 +25,21 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn start(major: u32) -> World {
-        let settings = if major >= 17 { SETTINGS } else { &SETTINGS[..2] };
+        let settings = if major >= 17 {
+            SETTINGS
+        } else {
+            &SETTINGS[..2]
+        };
         let setup = Setup {
             settings,
             ..Setup::default()
         };
         let server = Server::start_with(major, &setup);
         let backups = TempDir::new();
-        let system = server.psql("postgres", "SELECT system_identifier FROM pg_control_system()");
+        let system = server.psql(
+            "postgres",
+            "SELECT system_identifier FROM pg_control_system()",
+        );
         let wal = backups.join("wal").join(system);
         std::fs::create_dir_all(&wal).unwrap();
         let owner = "chown -R --reference \"$0\" \"$1\"";
@@ -44,8 +51,14 @@ impl World {
         let archive = "case %f in *.history) cp %p DIR/.tmp;; *.partial|*.backup) exit 0;; \
             *) zstd -q1c %p > DIR/.tmp; z=.zst;; esac && mv DIR/.tmp DIR/%f$z";
         let archive = archive.replace("DIR", wal.to_str().unwrap());
-        server.psql("postgres", &format!("ALTER SYSTEM SET archive_command = '{archive}'"));
-        server.psql("postgres", "SELECT pg_reload_conf(); CREATE TABLE ledger (n int, who int)");
+        server.psql(
+            "postgres",
+            &format!("ALTER SYSTEM SET archive_command = '{archive}'"),
+        );
+        server.psql(
+            "postgres",
+            "SELECT pg_reload_conf(); CREATE TABLE ledger (n int, who int)",
+        );
         World {
             server,
             backups,
@@ -117,7 +130,9 @@ fn latest_an_lsn_a_name_and_a_time_bring_back_what_was_committed_by_then() {
         let lsn = world.psql("SELECT pg_current_wal_insert_lsn()");
         world.psql("SELECT pg_create_restore_point('before it')");
         let xid = world.psql("INSERT INTO ledger VALUES (12, 0) RETURNING xmin");
-        let time = world.psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')");
+        let time = world.psql(
+            "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
+        );
         world.psql("INSERT INTO ledger VALUES (13, 0)");
         world.switch();
         world.psql("INSERT INTO ledger VALUES (14, 0)");
@@ -128,7 +143,10 @@ fn latest_an_lsn_a_name_and_a_time_bring_back_what_was_committed_by_then() {
         assert_eq!(world.ledger_at(&lsn, &[]), upto(11));
         assert_eq!(world.ledger_at("before it", &[]), upto(11));
         assert_eq!(world.ledger_at(&format!("xid:{xid}"), &[]), upto(12));
-        assert_eq!(world.ledger_at(&format!("xid:{xid}"), &["--exclusive"]), upto(11));
+        assert_eq!(
+            world.ledger_at(&format!("xid:{xid}"), &["--exclusive"]),
+            upto(11)
+        );
         let (_keep, data) = place();
         world
             .restore(&time, &data, &["--dry-run"])

@@ -141,7 +141,10 @@ mod tests {
         let cut = read(&store, &key, plain, raw.len() as u64).unwrap_err();
         assert_eq!(cut.kind, Kind::Damage, "{cut}");
         let gone = Key::new("wal/1/000000010000000000000002.zst").unwrap();
-        assert_eq!(read(&store, &gone, plain, 9).unwrap_err().kind, Kind::Damage);
+        assert_eq!(
+            read(&store, &gone, plain, 9).unwrap_err().kind,
+            Kind::Damage
+        );
         let sealed = read(&store, &key, (true, None), 9).unwrap_err();
         assert_eq!(sealed.kind, Kind::Usage);
     }

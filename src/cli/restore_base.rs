@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::catalog::base::{BAD_CHECKSUMS, chain};
 use crate::catalog::list::{Catalog, Entry};
 use crate::error::{Error, Kind, Result};
+use crate::postgres::started;
 use crate::progress::Reporter;
 use crate::restore::base::{self, Order, Plan};
 use crate::store::Store;
@@ -105,7 +106,21 @@ impl Work<'_> {
         drop(reporter);
         let restored = result.map_err(|error| app.cancel.check().err().unwrap_or(error))?;
         say(&plan, &restored);
-        report(&plan, entry, summary, &restored, global)
+        report(&plan, entry, summary, &restored, global)?;
+        if verb.start {
+            let version = entry
+                .manifest
+                .as_ref()
+                .map_or(0, |one| one.server_version_num);
+            let started = started::start(&tools, version, &plan.data_dir, &app.cancel)?;
+            note(&format!(
+                "the server has recovered and runs: port {}, socket in {}, log {}",
+                started.port,
+                started.socket_dir,
+                started.log.display()
+            ));
+        }
+        Ok(())
     }
 }
 

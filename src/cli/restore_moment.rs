@@ -96,7 +96,9 @@ impl World {
                 None => entry.kind == BackupKind::Base && entry.good,
             });
             let candidates = candidates.filter_map(Candidate::of);
-            let candidates: Vec<_> = candidates.filter(|one| one.system() == Some(*system)).collect();
+            let candidates: Vec<_> = candidates
+                .filter(|one| one.system() == Some(*system))
+                .collect();
             if candidates.is_empty() {
                 continue;
             }
@@ -104,7 +106,13 @@ impl World {
                 held.files().any(|one| {
                     matches!(
                         one.file,
-                        WalFile::Segment { encrypted: true, .. } | WalFile::Piece { encrypted: true, .. }
+                        WalFile::Segment {
+                            encrypted: true,
+                            ..
+                        } | WalFile::Piece {
+                            encrypted: true,
+                            ..
+                        }
                     )
                 })
             });
@@ -120,7 +128,10 @@ impl World {
             .find(&candidates);
             match found {
                 // A time before a pg_upgrade lies in the cluster of before.
-                Err(error) if error.kind == Kind::Unreachable && matches!(target.aim, Aim::Time { .. }) => {
+                Err(error)
+                    if error.kind == Kind::Unreachable
+                        && matches!(target.aim, Aim::Time { .. }) =>
+                {
                     refused.get_or_insert(error);
                 }
                 found => return found,
@@ -152,7 +163,9 @@ impl World {
     fn archive(&self, moment: &Moment<'_>) -> Option<&Archive> {
         let system = moment.line.source.system;
         let mut archives = self.archives.iter();
-        archives.find(|(one, _)| *one == system).map(|(_, archive)| archive)
+        archives
+            .find(|(one, _)| *one == system)
+            .map(|(_, archive)| archive)
     }
 }
 
@@ -249,7 +262,10 @@ fn ensure_from_start(moment: &Moment<'_>, world: &World) -> Result<()> {
         if held.is_none_or(|(_, held)| !held.is_whole()) {
             return Err(Error::new(
                 Kind::Unreachable,
-                format!("the archive does not hold the WAL at {at}, where {} begins", moment.base.entry.id),
+                format!(
+                    "the archive does not hold the WAL at {at}, where {} begins",
+                    moment.base.entry.id
+                ),
             )
             .hint("--wal fetch takes it from the backup itself"));
         }
@@ -268,9 +284,16 @@ fn restore_command(
     let (plain, secrets) = app.config.environment.split();
     let mut command = String::new();
     let wanted = |name: &str| {
-        ["S3_", "AWS_", "BACKUP_S3_", "BACKUP_IDENTITY", "BACKUP_DIR", "PGARK_CONFIG"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
+        [
+            "S3_",
+            "AWS_",
+            "BACKUP_S3_",
+            "BACKUP_IDENTITY",
+            "BACKUP_DIR",
+            "PGARK_CONFIG",
+        ]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
     };
     let mut handed: Vec<String> = Vec::new();
     for (name, value) in plain.iter().filter(|(name, _)| wanted(name)) {
@@ -282,7 +305,11 @@ fn restore_command(
             let _ = write!(command, "{} ", quoted(&pair));
         }
     }
-    let kept: Vec<&str> = secrets.keys().map(String::as_str).filter(|name| wanted(name)).collect();
+    let kept: Vec<&str> = secrets
+        .keys()
+        .map(String::as_str)
+        .filter(|name| wanted(name))
+        .collect();
     if !kept.is_empty() {
         note(&format!(
             "warning: the server's own environment must hold {}: no secret is written into its settings",
@@ -291,7 +318,11 @@ fn restore_command(
     }
     let program = std::env::current_exe()?;
     command.push_str(&quoted(&program.display().to_string()));
-    let _ = write!(command, " wal-get --prefetch {PREFETCH} --store {}", quoted(world.store.name()));
+    let _ = write!(
+        command,
+        " wal-get --prefetch {PREFETCH} --store {}",
+        quoted(world.store.name())
+    );
     if let Some(file) = &global.config {
         let _ = write!(command, " --config {}", quoted(&absolute(file)?));
     }

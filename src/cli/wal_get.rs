@@ -112,7 +112,9 @@ fn cluster(verb: &WalGet) -> Result<(SystemId, SegmentSize)> {
     match (verb.system_id, control) {
         (None, control) => {
             let content = control.context(|| CONTROL.to_owned()).map_err(|error| {
-                error.hint("run it in the data directory, as restore_command does, or give --system-id")
+                error.hint(
+                    "run it in the data directory, as restore_command does, or give --system-id",
+                )
             })?;
             control::read(&content)
         }

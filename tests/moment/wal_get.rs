@@ -45,7 +45,11 @@ fn it_delivers_or_proves_absence_or_stops_the_server() {
     get(&open).assert_code(0);
     assert_eq!(std::fs::metadata(&out).unwrap().len(), 16 << 20);
     // Behind the end, and what is never archived.
-    for absent in ["0000000100000000000000F0", "00000002.history", "000000010000000000000002.00000028.backup"] {
+    for absent in [
+        "0000000100000000000000F0",
+        "00000002.history",
+        "000000010000000000000002.00000028.backup",
+    ] {
         let done = get(absent).assert_code(1);
         assert!(!out.exists(), "{absent} {}", done.stderr);
     }
@@ -61,13 +65,25 @@ fn it_delivers_or_proves_absence_or_stops_the_server() {
     std::fs::write(&place, &bytes).unwrap();
     get(&second).assert_code(255).assert_says("damaged");
     std::fs::copy(world.wal.join(format!("{first}.zst")), &place).unwrap();
-    get(&second).assert_code(255).assert_says("not that segment");
+    get(&second)
+        .assert_code(255)
+        .assert_says("not that segment");
     // Wrong usage, another directory, no store, another cluster.
-    for args in [&["--bogus"][..], &[], &["x/y", path], &[&first, path, "--store", "none"]] {
+    for args in [
+        &["--bogus"][..],
+        &[],
+        &["x/y", path],
+        &[&first, path, "--store", "none"],
+    ] {
         wal_get(&world, &data, args).assert_code(255);
     }
     wal_get(&world, Path::new("/tmp"), &[&first, path]).assert_code(255);
-    wal_get(&world, &data, &["0000000100000000000000F0", path, "--system-id", "5"]).assert_code(255);
+    wal_get(
+        &world,
+        &data,
+        &["0000000100000000000000F0", path, "--system-id", "5"],
+    )
+    .assert_code(255);
     wal_get(&world, &data, &[&first, "/nonexistent/x"]).assert_code(255);
     std::fs::rename(world.backups.path().join("wal"), world.backups.join("away")).unwrap();
     get("0000000100000000000000F0").assert_code(255);
@@ -85,7 +101,16 @@ fn a_server_that_fetches_its_wal_comes_to_the_moment_and_stops_when_the_store_fa
     world.store_piece();
     // For the server's user, who may read the store's directory.
     let restore = |data: &Path| {
-        world.restore("latest", data, &["--wal", "get", "--dir", world.backups.path().to_str().unwrap()])
+        world.restore(
+            "latest",
+            data,
+            &[
+                "--wal",
+                "get",
+                "--dir",
+                world.backups.path().to_str().unwrap(),
+            ],
+        )
     };
     open_to_all(&world);
     let (_keep, data) = place();
@@ -97,28 +122,56 @@ fn a_server_that_fetches_its_wal_comes_to_the_moment_and_stops_when_the_store_fa
     // A segment is damaged after the plan was made.
     let (keep, data) = place();
     restore(&data).assert_code(0);
-    let fourth = std::fs::read_dir(&world.wal).unwrap().flatten().map(|entry| entry.path());
-    let mut whole: Vec<_> = fourth.filter(|path| path.to_str().unwrap().ends_with(".zst")).collect();
+    let fourth = std::fs::read_dir(&world.wal)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path());
+    let mut whole: Vec<_> = fourth
+        .filter(|path| path.to_str().unwrap().ends_with(".zst"))
+        .collect();
     whole.sort();
     std::fs::write(&whole[whole.len() - 3], "damaged").unwrap();
     std::fs::write(keep.join("hba"), "local all all trust\n").unwrap();
     let log = keep.join("log");
     let mut start = as_server_user(bin(17).join("pg_ctl"));
-    start.args(["start", "-W", "-D"]).arg(&data).arg("-l").arg(&log);
-    start.args(["-o", &format!("-c port=1 -c listen_addresses= -c unix_socket_directories={}", keep.path().display())]);
+    start
+        .args(["start", "-W", "-D"])
+        .arg(&data)
+        .arg("-l")
+        .arg(&log);
+    start.args([
+        "-o",
+        &format!(
+            "-c port=1 -c listen_addresses= -c unix_socket_directories={}",
+            keep.path().display()
+        ),
+    ]);
     run(&mut start);
     until("the server to stop", || {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
-        text.contains("database system is shut down") || text.contains("startup process") && text.contains("shutting down")
+        text.contains("database system is shut down")
+            || text.contains("startup process") && text.contains("shutting down")
     });
     let text = std::fs::read_to_string(&log).unwrap();
-    assert!(text.contains("damaged") && !text.contains("archive recovery complete"), "{text}");
-    assert!(!data.join("pg_wal/00000002.history").exists(), "it was promoted");
+    assert!(
+        text.contains("damaged") && !text.contains("archive recovery complete"),
+        "{text}"
+    );
+    assert!(
+        !data.join("pg_wal/00000002.history").exists(),
+        "it was promoted"
+    );
     let _ = Pgark::new(["--version"]);
 }
 
 /// The store's directory, so that the server's user reads it as its owner would.
 fn open_to_all(world: &World) {
-    run(std::process::Command::new("chmod").args(["-R", "a+rX"]).arg(world.backups.path())).assert_code(0);
-    run(std::process::Command::new("chmod").args(["a+rwx"]).arg(world.backups.path())).assert_code(0);
+    run(std::process::Command::new("chmod")
+        .args(["-R", "a+rX"])
+        .arg(world.backups.path()))
+    .assert_code(0);
+    run(std::process::Command::new("chmod")
+        .args(["a+rwx"])
+        .arg(world.backups.path()))
+    .assert_code(0);
 }

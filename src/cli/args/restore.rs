@@ -48,7 +48,13 @@ pub struct Restore {
     pub timeline: Option<Option<Timeline>>,
 
     /// Put the WAL into the directory, or let the server fetch it by `pgark wal-get`
-    #[arg(long, value_name = "HOW", requires = "at", value_enum, default_value = "fetch")]
+    #[arg(
+        long,
+        value_name = "HOW",
+        requires = "at",
+        value_enum,
+        default_value = "fetch"
+    )]
     pub wal: WalMode,
 
     /// Start the server there, and wait until it has recovered

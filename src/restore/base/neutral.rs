@@ -144,7 +144,10 @@ mod tests {
             found.unwrap().to_owned()
         };
         assert_eq!(last("recovery_target"), "recovery_target = ''");
-        assert_eq!(last("recovery_target_name"), "recovery_target_name = 'it''s'");
+        assert_eq!(
+            last("recovery_target_name"),
+            "recovery_target_name = 'it''s'"
+        );
         assert_eq!(
             last("restore_command"),
             "restore_command = '''/a b/pgark'' wal-get %f %p'"

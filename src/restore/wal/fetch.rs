@@ -37,7 +37,13 @@ impl Fetch<'_> {
     ///
     /// # Errors
     /// `Damage` for a segment that is not right; as the store and the file system.
-    pub fn run(&self, dir: &Path, threads: usize, progress: &Progress, cancel: &Token) -> Result<()> {
+    pub fn run(
+        &self,
+        dir: &Path,
+        threads: usize,
+        progress: &Progress,
+        cancel: &Token,
+    ) -> Result<()> {
         self.histories(dir)?;
         let most = MEMORY_BYTES / (2 * self.line.source.size.bytes());
         let most = usize::try_from(most).unwrap_or(1).max(1);
@@ -64,7 +70,8 @@ impl Fetch<'_> {
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             let results = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
-            let results = results.map(|one| one.unwrap_or_else(|_| Err(Error::failed("a worker panicked"))));
+            let results =
+                results.map(|one| one.unwrap_or_else(|_| Err(Error::failed("a worker panicked"))));
             results.collect::<Vec<_>>().into_iter().collect()
         })
     }
@@ -84,7 +91,8 @@ impl Fetch<'_> {
     fn histories(&self, dir: &Path) -> Result<()> {
         for (timeline, object) in self.archive.history_files() {
             let store: &dyn Store = self.line.source.store;
-            let content = store::get(store, &object.key)?.ok_or_else(|| store::missing(store, &object.key))?;
+            let content = store::get(store, &object.key)?
+                .ok_or_else(|| store::missing(store, &object.key))?;
             let path = dir.join(timeline.history_name());
             write(&path, &content).context(|| format!("cannot write {}", path.display()))?;
         }

@@ -202,9 +202,8 @@ impl Ask<'_> {
                 continue;
             };
             let content = self.source(store.as_ref()).read(name, held)?;
-            let further = |best: &Content| {
-                (content.whole, content.filled) > (best.whole, best.filled)
-            };
+            let further =
+                |best: &Content| (content.whole, content.filled) > (best.whole, best.filled);
             if best.as_ref().is_none_or(further) {
                 best = Some(content);
             }

@@ -66,8 +66,8 @@ impl<'a> Line<'a> {
         archive.segments().any(|(name, _)| {
             let begin = name.start(self.source.size).unwrap_or_default();
             let left = self.history.left(name.timeline());
-            let on = name.timeline() == self.history.timeline()
-                || left.is_some_and(|left| begin < left);
+            let on =
+                name.timeline() == self.history.timeline() || left.is_some_and(|left| begin < left);
             begin >= from && on
         })
     }
@@ -82,13 +82,18 @@ impl<'a> Line<'a> {
     #[must_use]
     pub fn place(&self, lsn: Lsn) -> usize {
         let place = lsn.bytes_since(self.from) / self.source.size.bytes();
-        usize::try_from(place).unwrap_or(usize::MAX).min(self.segments.len())
+        usize::try_from(place)
+            .unwrap_or(usize::MAX)
+            .min(self.segments.len())
     }
 
     /// The segments that hold the bytes from the beginning up to `end`, which is not among them.
     #[must_use]
     pub fn until(&self, end: Lsn) -> Range<usize> {
-        0..self.place(Lsn(end.0.saturating_sub(1))).saturating_add(1).min(self.segments.len())
+        0..self
+            .place(Lsn(end.0.saturating_sub(1)))
+            .saturating_add(1)
+            .min(self.segments.len())
     }
 
     /// Reads one.

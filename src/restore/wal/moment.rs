@@ -139,32 +139,48 @@ impl<'a> Wanted<'a> {
                 self.event(history, &bases, &wanted, Goal::Xid(*xid))
             }
             Aim::Name(name) => {
-                let wanted = |record: &Record| {
-                    matches!(&record.event, Event::RestorePoint { name: found, .. } if found == name)
-                };
+                let wanted = |record: &Record| matches!(&record.event, Event::RestorePoint { name: found, .. } if found == name);
                 self.event(history, &bases, &wanted, Goal::Name(name.clone()))
             }
         }
     }
 
     /// The history to follow, and the backups on it.
-    fn line_of(&self, candidates: &[Candidate<'a>]) -> Result<(&'a TimelineHistory, Vec<Candidate<'a>>)> {
+    fn line_of(
+        &self,
+        candidates: &[Candidate<'a>],
+    ) -> Result<(&'a TimelineHistory, Vec<Candidate<'a>>)> {
         let histories = &self.archive.histories;
         let on = |history: &TimelineHistory| -> Vec<Candidate<'a>> {
             let bases = candidates.iter();
-            let bases = bases.filter(|one| history.contains(one.base.end_timeline, one.base.end_lsn));
+            let bases =
+                bases.filter(|one| history.contains(one.base.end_timeline, one.base.end_lsn));
             bases.copied().collect()
         };
         let wanted = histories.values().rev();
-        let mut wanted = wanted.filter(|one| self.timeline.is_none_or(|only| only == one.timeline()));
-        let found = wanted.find_map(|history| Some((history, on(history))).filter(|(_, bases)| !bases.is_empty()));
+        let mut wanted =
+            wanted.filter(|one| self.timeline.is_none_or(|only| only == one.timeline()));
+        let found = wanted.find_map(|history| {
+            Some((history, on(history))).filter(|(_, bases)| !bases.is_empty())
+        });
         found.ok_or_else(|| {
-            let known = histories.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let known = histories
+                .keys()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ");
             match self.timeline {
-                Some(only) => unreachable(format!("no good base backup lies on the history of timeline {only}"))
-                    .hint(format!("timelines in {}: {known}", self.store.describe())),
-                None => unreachable("no good base backup lies on a timeline that the archive knows".to_owned())
-                    .hint(format!("timelines in {}: {known}; `pgark backup --base` takes a backup", self.store.describe())),
+                Some(only) => unreachable(format!(
+                    "no good base backup lies on the history of timeline {only}"
+                ))
+                .hint(format!("timelines in {}: {known}", self.store.describe())),
+                None => unreachable(
+                    "no good base backup lies on a timeline that the archive knows".to_owned(),
+                )
+                .hint(format!(
+                    "timelines in {}: {known}; `pgark backup --base` takes a backup",
+                    self.store.describe()
+                )),
             }
         })
     }
@@ -193,15 +209,24 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    fn moment(&self, base: Candidate<'a>, line: Line<'a>, goal: Goal, until: Lsn, stop: Option<Record>) -> Result<Moment<'a>> {
+    fn moment(
+        &self,
+        base: Candidate<'a>,
+        line: Line<'a>,
+        goal: Goal,
+        until: Lsn,
+        stop: Option<Record>,
+    ) -> Result<Moment<'a>> {
         let range = if goal == Goal::BackupEnd {
             0..0
         } else {
             line.until(until)
         };
         if let Some(file) = line.empty_file(range.clone()) {
-            return Err(Error::damage(format!("{file} in {} is empty", self.store.describe()))
-                .hint("another store may hold it whole: --store NAME"));
+            return Err(
+                Error::damage(format!("{file} in {} is empty", self.store.describe()))
+                    .hint("another store may hold it whole: --store NAME"),
+            );
         }
         Ok(Moment {
             base,
@@ -236,24 +261,36 @@ impl<'a> Wanted<'a> {
                 self.store.describe(),
                 base.entry.id
             ))
-            .hint("without --at it comes back to its own end; WAL_STREAMING=on keeps what follows"));
+            .hint(
+                "without --at it comes back to its own end; WAL_STREAMING=on keeps what follows",
+            ));
         }
         self.to_the_end(base, line)
     }
 
-    fn lsn(&self, history: &'a TimelineHistory, bases: &[Candidate<'a>], lsn: Lsn) -> Result<Moment<'a>> {
+    fn lsn(
+        &self,
+        history: &'a TimelineHistory,
+        bases: &[Candidate<'a>],
+        lsn: Lsn,
+    ) -> Result<Moment<'a>> {
         let Some(base) = bases.iter().find(|one| one.base.end_lsn <= lsn).copied() else {
             return Err(self.too_early(bases, format!("LSN {lsn}")));
         };
         let line = self.line(base.base, history, base.base.end_lsn)?;
-        if lsn >= line.from && line.place(lsn) < line.segments.len()
+        if lsn >= line.from
+            && line.place(lsn) < line.segments.len()
             && let Some(end) = self.searched(&line).record_from(lsn)?
         {
             return self.moment(base, line, Goal::Lsn(lsn), end, None);
         }
-        Err(self.too_late(base, &line, &format!("LSN {lsn}"), &|_, other| {
-            Ok(self.end(base, other)?.is_some_and(|(begin, _)| lsn <= begin))
-        })?)
+        Err(
+            self.too_late(base, &line, &format!("LSN {lsn}"), &|_, other| {
+                Ok(self
+                    .end(base, other)?
+                    .is_some_and(|(begin, _)| lsn <= begin))
+            })?,
+        )
     }
 
     fn is_after(&self, time: Timestamp) -> impl Fn(Timestamp) -> bool + Sync + use<> {
@@ -261,7 +298,12 @@ impl<'a> Wanted<'a> {
         move |ended: Timestamp| ended > time || (exclusive && ended == time)
     }
 
-    fn time(&self, history: &'a TimelineHistory, bases: &[Candidate<'a>], time: Timestamp) -> Result<Moment<'a>> {
+    fn time(
+        &self,
+        history: &'a TimelineHistory,
+        bases: &[Candidate<'a>],
+        time: Timestamp,
+    ) -> Result<Moment<'a>> {
         let mut chosen = None;
         for base in bases {
             if self.is_before(history, base, time)? {
@@ -281,15 +323,22 @@ impl<'a> Wanted<'a> {
         if self.is_covered(&line, time)? {
             return self.to_the_end(base, line);
         }
-        Err(self.too_late(base, &line, &time.to_string(), &|searched, _| {
-            let found = searched.ended_after(0, &self.is_after(time))?;
-            Ok(found.is_some())
-        })?)
+        Err(
+            self.too_late(base, &line, &time.to_string(), &|searched, _| {
+                let found = searched.ended_after(0, &self.is_after(time))?;
+                Ok(found.is_some())
+            })?,
+        )
     }
 
     /// Whether all that a backup holds was done by then. The server's own clock tells, by the newest
     /// commit before the backup's end; where there is none to be seen, pgark's.
-    fn is_before(&self, history: &'a TimelineHistory, one: &Candidate<'a>, time: Timestamp) -> Result<bool> {
+    fn is_before(
+        &self,
+        history: &'a TimelineHistory,
+        one: &Candidate<'a>,
+        time: Timestamp,
+    ) -> Result<bool> {
         let base = one.base;
         let size = base.wal_segment_bytes;
         let mut from = base.end_lsn.segment_start(size);
@@ -352,9 +401,12 @@ impl<'a> Wanted<'a> {
         }
         let base = newest(bases)?;
         let line = self.line(base.base, history, base.base.end_lsn)?;
-        Err(self.too_late(base, &line, &self.target.aim.to_string(), &|searched, other| {
-            Ok(searched.first(0..other.segments.len(), wanted)?.is_some())
-        })?)
+        Err(self.too_late(
+            base,
+            &line,
+            &self.target.aim.to_string(),
+            &|searched, other| Ok(searched.first(0..other.segments.len(), wanted)?.is_some()),
+        )?)
     }
 
     fn too_early(&self, bases: &[Candidate<'a>], what: String) -> Error {
@@ -365,7 +417,9 @@ impl<'a> Wanted<'a> {
                 one.entry.id, one.base.end_lsn
             )
         });
-        let error = unreachable(format!("{what} lies before the end of every base backup that could serve"));
+        let error = unreachable(format!(
+            "{what} lies before the end of every base backup that could serve"
+        ));
         error.hint(first.unwrap_or_default())
     }
 
@@ -402,7 +456,11 @@ impl<'a> Wanted<'a> {
         }
         let end = self.end(base, line)?;
         let missing = match line.hole {
-            Some(name) => format!("{name} is missing in {} (timeline {})", self.store.describe(), name.timeline()),
+            Some(name) => format!(
+                "{name} is missing in {} (timeline {})",
+                self.store.describe(),
+                name.timeline()
+            ),
             None => format!(
                 "the WAL of timeline {} in {} ends before it",
                 history.timeline(),
@@ -418,7 +476,11 @@ impl<'a> Wanted<'a> {
         };
         let newest = self.searched(line).newest_before(0, end)?;
         let when = newest.map(|time| format!(", after the commit of {time}"));
-        let latest = if line.hole.is_none() { "latest" } else { &begin.to_string() };
+        let latest = if line.hole.is_none() {
+            "latest"
+        } else {
+            &begin.to_string()
+        };
         Ok(error.hint(format!(
             "the nearest moment that can be reached is LSN {begin}{}: --at {latest}",
             when.unwrap_or_default()

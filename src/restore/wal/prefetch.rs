@@ -56,7 +56,10 @@ impl Ask<'_> {
             }
         }
         let next = names(segment, self.size).take(ahead.div_ceil(2));
-        if next.into_iter().any(|name| !folder.join(name.to_string()).exists()) {
+        if next
+            .into_iter()
+            .any(|name| !folder.join(name.to_string()).exists())
+        {
             // Nobody waits for it: it is the server's init that buries it.
             let _ = fill
                 .stdin(Stdio::null())

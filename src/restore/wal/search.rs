@@ -89,7 +89,11 @@ impl Searched<'_> {
     ///
     /// # Errors
     /// As [`Line::read`].
-    pub fn first(&self, range: Range<usize>, wanted: &(dyn Fn(&Record) -> bool + Sync)) -> Result<Found> {
+    pub fn first(
+        &self,
+        range: Range<usize>,
+        wanted: &(dyn Fn(&Record) -> bool + Sync),
+    ) -> Result<Found> {
         let chunks = range.len().div_ceil(CHUNK);
         let (next, best) = (AtomicUsize::new(0), AtomicUsize::new(chunks));
         let found: Mutex<Vec<(usize, Record)>> = Mutex::new(Vec::new());
@@ -122,12 +126,17 @@ impl Searched<'_> {
                 .map(|_| scope.spawn(|| caught("the search in WAL", work)))
                 .collect();
             for worker in workers {
-                worker.join().unwrap_or_else(|_| Err(Error::failed("a worker panicked")))?;
+                worker
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::failed("a worker panicked")))?;
             }
             Ok(())
         })?;
         let found = found.into_inner().unwrap_or_default();
-        Ok(found.into_iter().min_by_key(|(chunk, _)| *chunk).map(|(_, record)| record))
+        Ok(found
+            .into_iter()
+            .min_by_key(|(chunk, _)| *chunk)
+            .map(|(_, record)| record))
     }
 
     /// Hands out what begins in these segments, until `go_on` says no.
@@ -156,7 +165,9 @@ impl Searched<'_> {
                         record_before = Some(record);
                     }
                 });
-                let over = scanner.last().is_none_or(|(begin, end)| begin >= border || end >= border);
+                let over = scanner
+                    .last()
+                    .is_none_or(|(begin, end)| begin >= border || end >= border);
                 if let Some(record) = record_before {
                     go_on(record);
                 }
@@ -203,7 +214,11 @@ impl Searched<'_> {
     ///
     /// # Errors
     /// As [`Line::read`].
-    pub fn ended_after(&self, from: usize, is_after: &(dyn Fn(Timestamp) -> bool + Sync)) -> Result<Found> {
+    pub fn ended_after(
+        &self,
+        from: usize,
+        is_after: &(dyn Fn(Timestamp) -> bool + Sync),
+    ) -> Result<Found> {
         let all = self.line.segments.len();
         let wanted = |record: &Record| record.event.ended_at().is_some_and(is_after);
         // Whether the newest of the segments from there on that has any comes after it.
@@ -217,7 +232,9 @@ impl Searched<'_> {
         };
         let mut last = None;
         for at in (from..all).rev() {
-            last = self.newest(at, Lsn(u64::MAX))?.map(|time| (at, is_after(time)));
+            last = self
+                .newest(at, Lsn(u64::MAX))?
+                .map(|time| (at, is_after(time)));
             if last.is_some() {
                 break;
             }

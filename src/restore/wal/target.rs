@@ -45,8 +45,10 @@ impl Target {
     pub fn parse(text: &str, exclusive: bool) -> Result<Target> {
         let aim = aim(text)?;
         if exclusive && matches!(aim, Aim::Latest | Aim::Name(_)) {
-            return Err(Error::usage(format!("--exclusive means nothing with --at {text}"))
-                .hint("it goes with a time, an LSN or xid:N"));
+            return Err(
+                Error::usage(format!("--exclusive means nothing with --at {text}"))
+                    .hint("it goes with a time, an LSN or xid:N"),
+            );
         }
         Ok(Target { aim, exclusive })
     }
@@ -147,7 +149,10 @@ mod tests {
         assert_eq!(of("2025-01-22T14:05:07+01:00"), at(five, false));
         assert_eq!(of("2025-01-22 13:05:07Z"), at(five, false));
         assert_eq!(of("2025-01-22 14:05:07+01"), at(five, false));
-        assert_eq!(of("2025-01-22T14:05:07+01:00[Europe/Berlin]"), at(five, false));
+        assert_eq!(
+            of("2025-01-22T14:05:07+01:00[Europe/Berlin]"),
+            at(five, false)
+        );
         assert_eq!(of("2025-01-22 13:05:07"), at(five, true));
         assert_eq!(of("2025-01-22"), at("2025-01-22T00:00:00Z", true));
         assert_eq!(of("16/B374D848"), Aim::Lsn(Lsn(0x16_B374_D848)));
@@ -155,7 +160,16 @@ mod tests {
         assert_eq!(of("latest"), Aim::Latest);
         assert_eq!(of("before release/7"), Aim::Name("before release/7".into()));
         assert_eq!(of("name:latest"), Aim::Name("latest".into()));
-        for bad in ["", "2025-13-01", "2025-01-22 25:00", "xid:", "xid:+5", "xid:1", "xid:x", "a'b"] {
+        for bad in [
+            "",
+            "2025-13-01",
+            "2025-01-22 25:00",
+            "xid:",
+            "xid:+5",
+            "xid:1",
+            "xid:x",
+            "a'b",
+        ] {
             let error = Target::parse(bad, false).unwrap_err();
             assert_eq!(error.kind, Kind::Usage, "{bad}");
         }

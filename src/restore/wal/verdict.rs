@@ -45,13 +45,19 @@ impl Listings<'_> {
                 return Some(format!("the store {name} cannot be listed: {}", error.fact));
             }
         }
-        let mut archives = self.archives.iter().filter_map(|(_, one)| one.as_ref().ok());
+        let mut archives = self
+            .archives
+            .iter()
+            .filter_map(|(_, one)| one.as_ref().ok());
         let shown = archives.any(|one| !one.is_empty() || one.histories().next().is_some());
         (!shown).then(|| "no store holds any WAL of this cluster".to_owned())
     }
 
     fn segments(&self) -> impl Iterator<Item = SegmentName> {
-        let archives = self.archives.iter().filter_map(|(_, one)| one.as_ref().ok());
+        let archives = self
+            .archives
+            .iter()
+            .filter_map(|(_, one)| one.as_ref().ok());
         archives.flat_map(|one| one.segments().map(|(name, _)| name))
     }
 
@@ -89,7 +95,9 @@ impl Listings<'_> {
             return false;
         };
         let on = name.timeline() == history.timeline()
-            || history.left(name.timeline()).is_some_and(|left| begin < left);
+            || history
+                .left(name.timeline())
+                .is_some_and(|left| begin < left);
         begin >= from && on
     }
 }

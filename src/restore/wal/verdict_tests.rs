@@ -92,7 +92,10 @@ fn only_what_is_proven_is_absent() {
     assert!(matches!(ask(&two, &[], name(1, 5)), Verdict::Unknown(_)));
     assert_eq!(ask(&two, &[], name(1, 2)), Verdict::Whole(0));
     // A store that shows nothing of the cluster is perhaps not mounted.
-    assert!(matches!(ask(&one(&[]), &[], name(1, 5)), Verdict::Unknown(_)));
+    assert!(matches!(
+        ask(&one(&[]), &[], name(1, 5)),
+        Verdict::Unknown(_)
+    ));
     // What one store lacks the other one has.
     let mut two = one(&files[..2]);
     two.push(("s3".to_owned(), Ok(archive(&[whole(name(1, 3))]))));
@@ -136,17 +139,26 @@ fn a_newer_timeline_is_probed_for_what_lies_on_its_ancestor() {
     assert_eq!(ask(&store, &second, name(1, 4)), Verdict::Absent);
     // Segment 2 of timeline 1 is needed by both.
     let holed = one(&[files[0], files[2], files[4], files[5]]);
-    assert!(matches!(ask(&holed, &second, name(1, 2)), Verdict::Unknown(_)));
+    assert!(matches!(
+        ask(&holed, &second, name(1, 2)),
+        Verdict::Unknown(_)
+    ));
     // So is the one in which timeline 2 began, by what follows there.
     let holed = one(&[files[0], files[1], files[2], files[5]]);
-    assert!(matches!(ask(&holed, &second, name(2, 3)), Verdict::Unknown(_)));
+    assert!(matches!(
+        ask(&holed, &second, name(2, 3)),
+        Verdict::Unknown(_)
+    ));
     // Where nothing of the new timeline came yet, the old one serves.
     let young = one(&files[..4]);
     assert_eq!(ask(&young, &second, name(2, 3)), Verdict::Absent);
     assert_eq!(ask(&young, &second, name(1, 3)), Verdict::AtEnd);
     // A history proves that more was written.
     let later = [history(2, &[(1, left + MIB16)])];
-    assert!(matches!(ask(&young, &later, name(1, 3)), Verdict::IfComplete(_)));
+    assert!(matches!(
+        ask(&young, &later, name(1, 3)),
+        Verdict::IfComplete(_)
+    ));
     // A timeline of which nothing is known.
     assert_eq!(ask(&store, &second, name(9, 3)), Verdict::Absent);
 }
@@ -169,7 +181,10 @@ fn past() -> impl Strategy<Value = Past> {
         for (parent, percent, length) in forks {
             let parent = parent.index(past.histories.len());
             let parent_history = past.histories[parent].clone();
-            let begin = parent_history.ancestors().last().map_or(MIB16, |(_, left)| left.0);
+            let begin = parent_history
+                .ancestors()
+                .last()
+                .map_or(MIB16, |(_, left)| left.0);
             let left = begin + (past.ends[parent] - begin) * percent / 100;
             let mut ancestors: Vec<(u32, u64)> = parent_history
                 .ancestors()
@@ -193,7 +208,11 @@ impl Past {
             let begin = history.ancestors().last().map_or(MIB16, |(_, left)| left.0);
             for number in begin / MIB16..=end / MIB16 {
                 let name = name(history.timeline().number(), number);
-                files.push(if number == end / MIB16 { piece(name) } else { whole(name) });
+                files.push(if number == end / MIB16 {
+                    piece(name)
+                } else {
+                    whole(name)
+                });
             }
         }
         files
