@@ -3,6 +3,8 @@
 //! Invariant: healthy means that each wanted database has a good backup no older than the
 //! promise, and no younger one is suspect. A backup that is not good never counts, nor does a legacy one that nobody checked.
 
+pub mod windows;
+
 use jiff::{SignedDuration, Timestamp};
 
 use crate::catalog::list::{Catalog, Entry, State};

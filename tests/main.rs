@@ -30,6 +30,7 @@ mod leaving;
 mod many;
 mod mid_dump;
 mod misfortune;
+mod moment;
 mod pooler;
 mod prune;
 mod replace;

@@ -71,10 +71,24 @@ pub fn write(
 pub fn read(
     store: &dyn Store,
     key: &Key,
-    (encrypted, identities): (bool, Option<&Identities>),
+    opened_by: (bool, Option<&Identities>),
     bytes_max: u64,
 ) -> Result<Vec<u8>> {
     let object = store.stat(key)?.ok_or_else(|| missing(store, key))?;
+    read_object(store, &object, opened_by, bytes_max)
+}
+
+/// As [`read`], where a listing has shown it already.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_object(
+    store: &dyn Store,
+    object: &Object,
+    (encrypted, identities): (bool, Option<&Identities>),
+    bytes_max: u64,
+) -> Result<Vec<u8>> {
+    let key = &object.key;
     let mut stored = store.read(key, 0..object.bytes)?;
     if encrypted {
         let identities = identities.ok_or_else(|| {

@@ -149,6 +149,13 @@ impl WalArchive {
         self.histories.keys().copied()
     }
 
+    /// Their files.
+    pub fn history_files(&self) -> impl Iterator<Item = (Timeline, &Object)> {
+        self.histories
+            .iter()
+            .map(|(timeline, object)| (*timeline, object))
+    }
+
     /// The newest timeline of which there is anything.
     #[must_use]
     pub fn newest_timeline(&self) -> Option<Timeline> {

@@ -16,10 +16,12 @@ mod read;
 mod render;
 mod restore;
 mod restore_base;
+mod restore_moment;
 mod restore_page;
 mod serve;
 mod service;
 mod wal;
+mod wal_get;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -38,8 +40,14 @@ use crate::service::keeper::{self, Work};
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
+    if wal_get::is_wanted(std::env::args_os()) {
+        return wal_get::main();
+    }
+    finish(run(&Args::parse()))
+}
+
+fn finish(result: Result<u8>) -> ExitCode {
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "pgark: {error}");
@@ -123,7 +131,9 @@ fn work_on(args: &Args) -> Result<()> {
                 None => restore::restore(app, verb, &args.global),
             }
         }
-        Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => Ok(()),
+        Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man | Verb::WalGet(_) => {
+            Ok(())
+        }
     }
 }
 

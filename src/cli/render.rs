@@ -9,6 +9,7 @@ use crate::catalog::list::{Entry, State};
 use crate::catalog::manifest::{BaseRecord, Manifest};
 use crate::prune::Verdict;
 use crate::status::Status;
+use crate::status::windows::{Window, rpo};
 use crate::units::ByteSize;
 
 /// Aligns columns by their widest cell; two blanks between them, none at the end.
@@ -169,6 +170,29 @@ pub(super) fn status(status: &Status, store: &str, prefix: &str, now: Timestamp)
 }
 
 /// A span in its two largest units.
+/// The moments that can be restored, oldest first, and what the newest costs.
+pub(super) fn windows(windows: &[Window], now: Timestamp) -> String {
+    let mut text = String::new();
+    for window in windows {
+        let to = match window.to {
+            Some(to) => format!("{to:.0}"),
+            None => format!("LSN {}", window.to_lsn),
+        };
+        let _ = writeln!(
+            text,
+            "window    {:.0} to {to} (LSN {} to {}, timeline {}, {} base backups)",
+            window.from, window.from_lsn, window.to_lsn, window.timeline, window.bases
+        );
+        if let Some(name) = window.missing {
+            let _ = writeln!(text, "gap       {name} is missing");
+        }
+    }
+    if let Some(lost) = rpo(windows, now) {
+        let _ = writeln!(text, "rpo       {}", age(lost));
+    }
+    text
+}
+
 fn age(span: SignedDuration) -> String {
     let seconds = span.as_secs().max(0);
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);

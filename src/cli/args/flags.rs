@@ -34,6 +34,7 @@ impl Args {
             Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
             Verb::Slot(verb) => (Some(&verb.place), None),
             Verb::WalStream(verb) => (Some(&verb.place), None),
+            Verb::WalGet(verb) => (Some(&verb.place), None),
             Verb::Cat(verb) => (Some(&verb.place), None),
             Verb::Demo(verb) => (None, Some(&verb.width)),
             Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => (None, None),
