@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::values::{database, mapping, timeline};
+use super::values::{Along, database, mapping, timeline};
 use super::{Place, Width};
-use crate::units::{SystemId, Timeline};
+use crate::units::SystemId;
 
 /// How a server that recovers comes by its WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -45,7 +45,7 @@ pub struct Restore {
 
     /// Along this timeline: its number, or `latest`
     #[arg(long, value_name = "N", requires = "at", value_parser = timeline)]
-    pub timeline: Option<Option<Timeline>>,
+    pub timeline: Option<Along>,
 
     /// Put the WAL into the directory, or let the server fetch it by `pgark wal-get`
     #[arg(

@@ -52,8 +52,12 @@ pub(super) fn time(text: &str) -> Result<Timestamp, String> {
         .map_err(|_| "the time is out of range".to_owned())
 }
 
-/// A timeline; none is the newest.
-pub(super) fn timeline(text: &str) -> Result<Option<Timeline>, String> {
+/// A timeline; none is the newest. A name of its own, because the parser takes an option of an
+/// option for something else.
+pub type Along = Option<Timeline>;
+
+/// A timeline's number, or `latest`.
+pub(super) fn timeline(text: &str) -> Result<Along, String> {
     match text {
         "latest" => Ok(None),
         number => match number.parse() {

@@ -509,7 +509,11 @@ impl Moment<'_> {
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let (name, value) = match &self.goal {
             Goal::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string()),
-            Goal::Time(time) => ("recovery_target_time", format!("{time:.6}")),
+            // PostgreSQL takes no `T` and no `Z` here.
+            Goal::Time(time) => (
+                "recovery_target_time",
+                time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string(),
+            ),
             Goal::Xid(xid) => ("recovery_target_xid", xid.to_string()),
             Goal::Name(name) => ("recovery_target_name", name.clone()),
             Goal::BackupEnd => ("recovery_target", "immediate".to_owned()),
