@@ -140,8 +140,18 @@ impl Session<'_, '_> {
             Some(_) => link.drop_slot(name)?,
             None => {}
         }
-        link.create_slot(name, false)?;
-        (self.life.stream.say)(&format!("the slot {name} holds WAL on the server from now on"));
+        link.create_slot(name, false).map_err(|error| {
+            let setting = error.is_sqlstate("55000");
+            let kind = if setting { Kind::Usage } else { error.kind };
+            let error = Error { kind, ..error };
+            if setting && error.hint.is_none() {
+                return error.hint("ALTER SYSTEM SET wal_level = 'replica', and max_replication_slots = 10; then restart the server");
+            }
+            error
+        })?;
+        (self.life.stream.say)(&format!(
+            "the slot {name} holds WAL on the server from now on"
+        ));
         let created = self.read_slot(link)?.and_then(|slot| slot.restart);
         created.ok_or_else(|| Error::failed(format!("the slot {name} holds no WAL")))
     }
@@ -322,7 +332,9 @@ impl Session<'_, '_> {
         }
         Err(Error::new(
             Kind::Partial,
-            format!("the WAL from {from} to {to} is lost: the server removed it before it was received"),
+            format!(
+                "the WAL from {from} to {to} is lost: the server removed it before it was received"
+            ),
         )
         .hint("moments within cannot be restored; a base backup taken now begins a new window"))
     }
