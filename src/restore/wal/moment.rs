@@ -265,6 +265,9 @@ impl<'a> Wanted<'a> {
                 "without --at it comes back to its own end; WAL_STREAMING=on keeps what follows",
             ));
         }
+        if line.hole.is_some() {
+            return Err(self.too_late(base, &line, "the newest moment", &|_, _| Ok(false))?);
+        }
         self.to_the_end(base, line)
     }
 
