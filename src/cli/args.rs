@@ -172,6 +172,17 @@ Examples:
   pgark status --exit-code      1 when a database is not")]
     Status(Status),
 
+    /// Show the replication slot and what it holds on the server, or drop it
+    #[command(after_help = "\
+Examples:
+  pgark slot
+  pgark slot drop        ends WAL streaming: what was not received is lost, the next stream begins anew")]
+    Slot(Slot),
+
+    // What the service runs beside itself.
+    #[command(hide = true)]
+    WalStream(WalStream),
+
     /// Write a backup as plain SQL to stdout
     #[command(after_help = "\
 Example:
@@ -362,6 +373,29 @@ pub struct Cat {
     /// A backup's id, or `latest`
     #[arg(value_name = "BACKUP")]
     pub backup: String,
+
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct WalStream {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// What becomes of the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum SlotAct {
+    /// Drop it: the server keeps no WAL for pgark any more
+    Drop,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Slot {
+    /// Without it, the slot is shown
+    #[arg(value_enum)]
+    pub act: Option<SlotAct>,
 
     #[command(flatten)]
     pub place: Place,

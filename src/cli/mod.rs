@@ -20,6 +20,7 @@ mod restore_moment;
 mod restore_page;
 mod serve;
 mod service;
+mod wal;
 mod wal_get;
 
 use std::collections::BTreeSet;
@@ -58,7 +59,7 @@ fn finish(result: Result<u8>) -> ExitCode {
 fn run(args: &Args) -> Result<u8> {
     let work = match &args.verb {
         Verb::Serve(_) => Some(Work::Serve),
-        Verb::Backup(_) => Some(Work::Write),
+        Verb::Backup(_) | Verb::WalStream(_) => Some(Work::Write),
         Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => None,
         Verb::Status(verb) if verb.probe => None,
         _ => Some(Work::Read),
@@ -83,7 +84,12 @@ fn work_on(args: &Args) -> Result<()> {
         _ => {}
     }
     let environment = keeper::environment()?;
-    let apps = App::all(&args.flags(), &environment, &cancel)?;
+    // A stream that ends still stores what it has.
+    let stores = match &args.verb {
+        Verb::WalStream(_) => Token::new(),
+        _ => cancel.clone(),
+    };
+    let apps = App::all(&args.flags(), &environment, &stores)?;
     let mut warned = BTreeSet::new();
     for warning in apps.iter().flat_map(|app| &app.config.warnings) {
         if warned.insert(warning) {
@@ -106,6 +112,8 @@ fn work_on(args: &Args) -> Result<()> {
         Verb::Backup(verb) => each(&apps, |app, out| {
             backup::backup(app, verb, &args.global, out)
         }),
+        Verb::WalStream(_) => wal::stream(&apps, &cancel),
+        Verb::Slot(verb) => each(&apps, |app, out| wal::slot(app, verb, &args.global, out)),
         Verb::List(verb) => read::list(&apps, verb, &args.global),
         Verb::Show(verb) => read::show(holding(&verb.backup, None)?, verb, &args.global),
         Verb::Verify(verb) if verb.all => {

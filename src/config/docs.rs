@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use super::file::FILE_KEYS;
 use super::table::{Section, Since, VARIABLES, Variable};
 
 const HEAD: &str = "\
@@ -29,6 +28,22 @@ The order: flag, variable, file, default.
 The connection: first the `DB_*` variables, then `PG*` variables, the service file and
 `.pgpass` as libpq reads them, then the defaults below. `PGDATABASE` names one database.
 ";
+
+/// Keys of the file that are no variables, and what for.
+const FILE_KEYS: &[(&str, &str)] = &[
+    (
+        "max_runs",
+        "Runs of the service at once, over all clusters: so many of dumps, and so many of base backups. 1 to 100. Default: 2.",
+    ),
+    (
+        "[anomaly]",
+        "When a backup is [suspect](check.md#suspect-backups): `rows_fall_percent` (50), `rows_min` (1000), `size_fall_percent` (50), `size_min_bytes` (1048576), `table_gone` (true), `table_gone_rows_min` (1), `history` (14 backups). A percentage of 0 turns that comparison off.",
+    ),
+    (
+        "[wal]",
+        "Of WAL and base backups, for every cluster: `slot_name` (\"pgark\"), the replication slot on each server; `slot_policy`: \"protect-primary\" (above the limit the slot is dropped, the gap is recorded, a base backup follows at once) or \"protect-archive\" (the slot stays, and the server's disk may fill); `slot_limit` (\"16GB\"), WAL that the slot may hold back on the server; `backlog_max` (\"64MB\"), received WAL that may wait in memory where the first store is a bucket or backups are encrypted; `chain_max` (7), incremental base backups on one full one. Sizes as PostgreSQL writes them: \"512MB\", \"16GB\".",
+    ),
+];
 
 const FILE: &str = "
 ## The file pgark.toml

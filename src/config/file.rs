@@ -7,6 +7,7 @@
 //! line and column; no message holds a secret's value. Reads one file: a crash leaves nothing.
 
 mod anomaly;
+mod wal;
 
 use std::collections::BTreeSet;
 
@@ -18,6 +19,7 @@ use super::environment::{Environment, FILE_LEN_MAX};
 use super::form::Form;
 use super::nearest::nearest;
 use super::table::{Section, VARIABLES, Variable};
+use super::wal::Keys;
 use crate::error::{Error, Result};
 
 /// Where the file lies when nobody names one; it may be absent.
@@ -25,18 +27,6 @@ pub(super) const DEFAULT_PATH: &str = "/etc/pgark/pgark.toml";
 
 /// How many runs go on at once over all clusters, when the file does not say.
 const MAX_RUNS: usize = 2;
-
-/// Keys of the file that are no variables: name, form, what for.
-pub(super) const FILE_KEYS: &[(&str, &str)] = &[
-    (
-        "max_runs",
-        "Runs of the service at once, over all clusters: 1 to 100. Default: 2.",
-    ),
-    (
-        "[anomaly]",
-        "When a backup is [suspect](check.md#suspect-backups): `rows_fall_percent` (50), `rows_min` (1000), `size_fall_percent` (50), `size_min_bytes` (1048576), `table_gone` (true), `table_gone_rows_min` (1), `history` (14 backups). A percentage of 0 turns that comparison off.",
-    ),
-];
 
 /// One setting of a table, as the variable that it stands for.
 #[derive(Clone)]
@@ -73,6 +63,7 @@ pub(super) struct File {
     pub stores: Vec<Table>,
     pub max_runs: usize,
     pub anomaly: Anomaly,
+    pub wal: Keys,
 }
 
 /// Which table a key stands in.
@@ -120,7 +111,7 @@ impl Within {
     /// Keys that are no variables.
     fn own(self) -> &'static [&'static str] {
         match self {
-            Within::Top => &["max_runs", "anomaly", "cluster", "store"],
+            Within::Top => &["max_runs", "anomaly", "wal", "cluster", "store"],
             Within::Cluster => &["name", "folder"],
             Within::Store => &["name"],
         }
@@ -193,6 +184,7 @@ impl Parser<'_> {
             stores: Vec::new(),
             max_runs: MAX_RUNS,
             anomaly: Anomaly::default(),
+            wal: Keys::default(),
         };
         let mut pairs: Vec<Pair> = document.get_ref().iter().collect();
         pairs.sort_by_key(|(key, _)| key.span().start);
@@ -201,6 +193,7 @@ impl Parser<'_> {
                 "cluster" => file.clusters = self.tables(Within::Cluster, value)?,
                 "store" => file.stores = self.tables(Within::Store, value)?,
                 "anomaly" => file.anomaly = self.anomaly(value)?,
+                "wal" => file.wal = self.wal(value)?,
                 "max_runs" => file.max_runs = self.count(value, 1, 100)?,
                 _ => self.key(Within::Top, (key, value), &mut file.keys)?,
             }

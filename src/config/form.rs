@@ -165,6 +165,22 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         .then(|| Duration::from_millis(ms))
 }
 
+/// Parses `512kB`, `64MB`, `16GB`, `1TB` as PostgreSQL does: in powers of 1024, which `MiB` says
+/// more plainly. A number without a unit is none.
+pub(super) fn size(text: &str) -> Option<u64> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let n: u64 = digits.parse().ok()?;
+    let shift = match unit.trim_start() {
+        "B" => 0,
+        "kB" | "KiB" => 10,
+        "MB" | "MiB" => 20,
+        "GB" | "GiB" => 30,
+        "TB" | "TiB" => 40,
+        _ => return None,
+    };
+    n.checked_mul(1 << shift)
+}
+
 /// The outer form of a schedule; the scheduler knows the rest.
 fn schedule(text: &str) -> bool {
     let mut words = text.split_ascii_whitespace().peekable();
@@ -277,6 +293,25 @@ mod tests {
         ] {
             let error = Form::Url.check(bad).unwrap_err();
             assert!(!error.contains("u:p"), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024_and_need_their_unit() {
+        for (text, bytes) in [
+            ("0B", Some(0)),
+            ("64MB", Some(64 << 20)),
+            ("16GB", Some(16 << 30)),
+            ("16 GiB", Some(16 << 30)),
+            ("2TB", Some(2 << 40)),
+            ("16", None),
+            ("GB", None),
+            ("-1GB", None),
+            ("1.5GB", None),
+            ("16gb", None),
+            ("99999999999TB", None),
+        ] {
+            assert_eq!(size(text), bytes, "{text}");
         }
     }
 

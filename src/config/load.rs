@@ -13,7 +13,7 @@ use super::stores::{is_none, stores, within};
 use super::table::{Since, VARIABLES, Variable};
 use super::{
     Among, Anomaly, Config, ConnectionSettings, Databases, Flags, Place, Service, databases,
-    encryption, form, nearest,
+    encryption, form, nearest, wal,
 };
 use crate::error::{Error, Result};
 
@@ -158,6 +158,7 @@ fn one(
             .unwrap_or(Duration::from_secs(60)),
         anomaly: file.map_or_else(Anomaly::default, |file| file.anomaly),
         service: service(env)?,
+        wal: wal::load(env, file.map(|file| &file.wal))?,
         runs_as_owner: runs_as_owner(env)?,
         warnings,
         no_effect_yet,
@@ -304,8 +305,11 @@ fn jobs(flags: &Flags, env: &Environment) -> Result<usize> {
 }
 
 fn service(env: &Environment) -> Result<Service> {
+    let text = |name| setting(name, env).map(|found| found.map(|found| found.text));
     Ok(Service {
         schedule: required("BACKUP_SCHEDULE", env)?.text,
+        base_schedule: text("BASE_SCHEDULE")?,
+        base_incremental_schedule: text("BASE_INCREMENTAL_SCHEDULE")?,
         zone: env.get("TZ").map(str::to_owned),
         on_start: form::switch(&required("BACKUP_ON_START", env)?.text),
         http_addr: required("HTTP_ADDR", env)?.text,

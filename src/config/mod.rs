@@ -16,6 +16,7 @@ mod load;
 mod nearest;
 mod stores;
 mod table;
+mod wal;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use form::Form;
 pub use load::{config_path, load, root_dir, runs_as_owner};
 pub use nearest::distance;
 pub use table::{Section, Since, VARIABLES, Variable};
+pub use wal::{SlotPolicy, Wal};
 
 /// What the command line gave; it wins over every variable.
 #[derive(Debug, Clone, Default)]
@@ -87,6 +89,7 @@ pub struct Config {
     /// When a backup is suspect.
     pub anomaly: Anomaly,
     pub service: Service,
+    pub wal: Wal,
     /// `PGARK_RUN_AS`: whether root hands its work to the owner of `dir`.
     pub runs_as_owner: bool,
     /// For stderr, one line each, on every verb.
@@ -164,6 +167,9 @@ pub struct Service {
     pub schedule: String,
     /// `TZ`: the zone of a schedule that names none.
     pub zone: Option<String>,
+    /// When to take full base backups, and incremental ones, in the same form.
+    pub base_schedule: Option<String>,
+    pub base_incremental_schedule: Option<String>,
     pub on_start: bool,
     /// `address:port`.
     pub http_addr: String,

@@ -196,10 +196,8 @@ pub const VARIABLES: &[Variable] = &[
         .default("0 2 * * *"),
     var(Schedules, "BACKUP_ON_START", Form::Switch, "Take a backup when the service starts, unless there is one of the last hour; so a run that was missed while the service was down is made up for.")
         .default("true"),
-    var(Schedules, "BASE_SCHEDULE", Form::Schedule, "When to take base backups. Unset: never.")
-        .later("scheduled base backups"),
-    var(Schedules, "BASE_INCREMENTAL_SCHEDULE", Form::Schedule, "When to take incremental base backups (PostgreSQL 17 or newer). Unset: never.")
-        .later("scheduled base backups"),
+    var(Schedules, "BASE_SCHEDULE", Form::Schedule, "When to take base backups: physical copies of the whole cluster. Unset: never."),
+    var(Schedules, "BASE_INCREMENTAL_SCHEDULE", Form::Schedule, "When to take incremental base backups (PostgreSQL 17 or newer): what changed since the one before. Unset: never."),
     var(Schedules, "DRILL_SCHEDULE", Form::Schedule, "When to restore into a throwaway server and check. Unset: never.")
         .later("drills"),
 
@@ -227,9 +225,9 @@ pub const VARIABLES: &[Variable] = &[
     var(S3, "AWS_SECRET_ACCESS_KEY", Form::Text, "Its secret.").secret(),
     var(S3, "AWS_SESSION_TOKEN", Form::Text, "Its session token.").secret(),
 
-    var(Wal, "WAL_STREAMING", Form::Switch, "Receive WAL all the time.").default("off").later("WAL streaming"),
-    var(Wal, "WAL_FLUSH_INTERVAL", Form::Duration, "The longest that received WAL stays out of S3.").default("10s").later("WAL streaming"),
-    var(Wal, "WAL_RETENTION_DAYS", DAYS, "Days that can be restored to any second. Unset: as BACKUP_RETENTION_DAYS.").later("WAL streaming"),
+    var(Wal, "WAL_STREAMING", Form::Switch, "Receive WAL all the time, so that any moment can be restored.").default("off"),
+    var(Wal, "WAL_FLUSH_INTERVAL", Form::Duration, "The longest that received WAL stays out of S3.").default("10s"),
+    var(Wal, "WAL_RETENTION_DAYS", DAYS, "Days that can be restored to any second. Unset: as BACKUP_RETENTION_DAYS."),
 
     var(Service, "HTTP_ADDR", Form::Listen, "Where `/livez` and `/healthz` are served.").default("127.0.0.1:8080"),
     var(Service, "WEB_PASSWORD", Form::Text, "Password of the pages.").secret().later("pages"),

@@ -274,21 +274,16 @@ fn what_has_no_effect_yet_is_named_in_one_line_without_values() {
     let config = from(&[
         ("BASE_SCHEDULE", "@daily"),
         ("DRILL_SCHEDULE", "@weekly"),
-        ("WAL_RETENTION_DAYS", "4"),
         ("HTTP_ADDR", "0.0.0.0:80"),
         ("WEB_PASSWORD", "hunter2"),
         ("AWS_REGION", "eu-west-1"),
     ])
     .unwrap();
     let line = config.no_effect_yet.unwrap();
-    for name in [
-        "BASE_SCHEDULE",
-        "DRILL_SCHEDULE",
-        "WAL_RETENTION_DAYS",
-        "WEB_PASSWORD",
-    ] {
+    for name in ["DRILL_SCHEDULE", "WEB_PASSWORD"] {
         assert!(line.contains(name), "{line}");
     }
+    assert!(!line.contains("BASE_SCHEDULE"), "{line}");
     assert!(
         !line.contains('\n') && !line.contains("hunter2") && !line.contains("AWS"),
         "{line}"
@@ -324,6 +319,41 @@ fn what_stays_and_when_runs_come_is_read() {
     assert_eq!(service.zone.as_deref(), Some("Europe/Berlin"));
     let config = from(&[]).unwrap();
     assert!(config.service.on_start && config.stores[0].retention.days == 30);
+}
+
+#[test]
+fn wal_and_base_backups_are_off_until_they_are_asked_for() {
+    let config = from(&[("BACKUP_RETENTION_DAYS", "9")]).unwrap();
+    assert!(!config.wal.streaming);
+    assert_eq!(config.wal.flush_interval, Duration::from_secs(10));
+    assert_eq!(config.wal.retention_days, 9, "as the backups");
+    let service = config.service;
+    assert_eq!(service.base_schedule, None);
+    assert_eq!(service.base_incremental_schedule, None);
+    let config = from(&[
+        ("WAL_STREAMING", "on"),
+        ("WAL_FLUSH_INTERVAL", "2s"),
+        ("WAL_RETENTION_DAYS", "4"),
+        ("BASE_SCHEDULE", "@weekly"),
+        ("BASE_INCREMENTAL_SCHEDULE", "@daily"),
+    ])
+    .unwrap();
+    assert!(config.wal.streaming && config.no_effect_yet.is_none());
+    assert_eq!(config.wal.flush_interval, Duration::from_secs(2));
+    assert_eq!(config.wal.retention_days, 4);
+    assert_eq!(config.stores[0].retention.days, 30);
+    let service = config.service;
+    assert_eq!(service.base_schedule.as_deref(), Some("@weekly"));
+    assert_eq!(service.base_incremental_schedule.as_deref(), Some("@daily"));
+    for (name, value) in [
+        ("WAL_STREAMING", "maybe"),
+        ("WAL_FLUSH_INTERVAL", "10"),
+        ("WAL_RETENTION_DAYS", "0"),
+        ("BASE_SCHEDULE", "weekly"),
+    ] {
+        let error = refused(&[(name, value)]);
+        assert!(error.fact.contains(name), "{error}");
+    }
 }
 
 #[test]

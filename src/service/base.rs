@@ -84,6 +84,7 @@ fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<M
             crypt: app.crypt.clone(),
             jobs: app.config.jobs,
             incremental: how.incremental,
+            chain_max: app.config.wal.chain_max,
             // A person waits; a schedule does not.
             checkpoint: match wanted.trigger {
                 Trigger::Manual => Checkpoint::Fast,

@@ -50,6 +50,8 @@ pub struct Options {
     pub jobs: usize,
     /// Only what changed since the newest one, where that can be.
     pub incremental: bool,
+    /// Incremental ones on one full one, at most.
+    pub chain_max: usize,
     pub checkpoint: Checkpoint,
     pub max_rate_kib: Option<u32>,
     pub started_at: Timestamp,
@@ -162,13 +164,16 @@ impl Session<'_> {
         if !self.run.options.incremental {
             return Ok(Parent::NotWanted);
         }
-        Ok(match parent::choose(link, entries, self.system)? {
-            Ok(entry) => {
-                let reading = Reading::hold(self.run.dir, entry.id.as_str());
-                Parent::Chosen(Box::new(entry.clone()), reading)
-            }
-            Err(reason) => Parent::None(reason),
-        })
+        let chain_max = self.run.options.chain_max;
+        Ok(
+            match parent::choose(link, entries, self.system, chain_max)? {
+                Ok(entry) => {
+                    let reading = Reading::hold(self.run.dir, entry.id.as_str());
+                    Parent::Chosen(Box::new(entry.clone()), reading)
+                }
+                Err(reason) => Parent::None(reason),
+            },
+        )
     }
 
     fn take(

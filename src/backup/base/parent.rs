@@ -10,10 +10,8 @@ use crate::error::Result;
 use crate::postgres::replication::{Replication, System};
 use crate::units::{BackupKind, Timeline};
 
-/// Backups that build on one full one, at most: each makes a restore longer, and each is needed.
-pub(super) const CHAIN_MAX: usize = 7;
-
-/// The newest backup that can be built on, or why there is none.
+/// The newest backup that can be built on, or why there is none. At most `chain_max` build on one
+/// full one: each makes a restore longer, and each is needed.
 ///
 /// # Errors
 /// A lost connection.
@@ -21,6 +19,7 @@ pub(super) fn choose<'a>(
     link: &mut Replication,
     entries: &'a [Entry],
     system: System,
+    chain_max: usize,
 ) -> Result<std::result::Result<&'a Entry, String>> {
     let version = link.server_version_num();
     if version < 170_000 {
@@ -48,9 +47,9 @@ pub(super) fn choose<'a>(
         Ok(chain) => chain.len(),
         Err(error) => return Ok(Err(error.fact)),
     };
-    if length > CHAIN_MAX {
+    if length > chain_max {
         return Ok(Err(format!(
-            "{} is the last of {CHAIN_MAX} that build on one full backup",
+            "{} is the last of {chain_max} that build on one full backup",
             newest.id
         )));
     }

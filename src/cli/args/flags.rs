@@ -32,6 +32,8 @@ impl Args {
             Verb::Show(verb) => (Some(&verb.place), None),
             Verb::Verify(verb) => (Some(&verb.place), Some(&verb.width)),
             Verb::Restore(verb) => (Some(&verb.place), Some(&verb.width)),
+            Verb::Slot(verb) => (Some(&verb.place), None),
+            Verb::WalStream(verb) => (Some(&verb.place), None),
             Verb::WalGet(verb) => (Some(&verb.place), None),
             Verb::Cat(verb) => (Some(&verb.place), None),
             Verb::Demo(verb) => (None, Some(&verb.width)),

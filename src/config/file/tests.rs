@@ -8,7 +8,7 @@ use super::super::{Among, Config, Databases, Environment, Flags, Place, load};
 use crate::error::{Error, Kind};
 
 /// Loads a text as the file, beside these variables.
-fn read(text: &str, variables: &[(&str, &str)]) -> Result<Vec<Config>, Error> {
+pub(super) fn read(text: &str, variables: &[(&str, &str)]) -> Result<Vec<Config>, Error> {
     let pairs = [("PGARK_CONFIG", "/x.toml"), ("file:/x.toml", text)];
     let pairs = pairs.into_iter().chain(variables.iter().copied());
     load(&Flags::default(), &Environment::from_pairs(pairs))
@@ -28,7 +28,7 @@ fn refused(text: &str) -> Error {
 }
 
 #[track_caller]
-fn all_refused(cases: &[(&str, &str)]) {
+pub(super) fn all_refused(cases: &[(&str, &str)]) {
     for (text, expected) in cases {
         let error = refused(text);
         assert!(error.fact.starts_with("/x.toml, line "), "{error}");
