@@ -127,11 +127,7 @@ fn page(name: &SlotName, seen: Option<&SlotReport>) -> String {
     if let Some(restart) = seen.restart {
         let _ = writeln!(text, "  restart_lsn    {restart}");
     }
-    let _ = writeln!(
-        text,
-        "  WAL it holds   {}",
-        ByteSize(seen.retained_bytes)
-    );
+    let _ = writeln!(text, "  WAL it holds   {}", ByteSize(seen.retained_bytes));
     let bound = seen.safe_bytes.map_or_else(
         || "none: max_slot_wal_keep_size = -1".to_owned(),
         |bytes| format!("{} more", ByteSize(bytes)),

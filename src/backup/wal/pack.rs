@@ -63,7 +63,9 @@ impl Note {
 
     /// Writes it if it is due, or in any case `now`.
     pub(super) fn write(&mut self, shelf: &Shelf<'_>, reached: Option<Reached>, now: bool) {
-        let due = self.due(reached).is_some_and(|due| now || due <= Instant::now());
+        let due = self
+            .due(reached)
+            .is_some_and(|due| now || due <= Instant::now());
         if let (true, Some(reached)) = (due, reached) {
             self.at = Instant::now();
             // A note that fails is written with the next one: it only tells less than is there.
@@ -180,7 +182,9 @@ impl Packer<'_> {
                 return Job::Note;
             }
             // A sync on disk rings no bell: it would wake this thread some twenty times a second.
-            state = self.tail.wait(state, until.min(now + Duration::from_secs(2)));
+            state = self
+                .tail
+                .wait(state, until.min(now + Duration::from_secs(2)));
         }
     }
 
@@ -194,7 +198,9 @@ impl Packer<'_> {
 
     fn piece(&mut self, name: SegmentName, have: u64) -> Result<()> {
         let bytes = |from| self.tail.open_bytes(name, from);
-        let stored = self.pieces.extend(&self.shelf, name, (have, false), &bytes)?;
+        let stored = self
+            .pieces
+            .extend(&self.shelf, name, (have, false), &bytes)?;
         self.announce(stored);
         self.is_durable(name)
     }

@@ -90,7 +90,10 @@ fn an_open_file_is_whole_only_before_the_next_one() {
 
 #[test]
 fn known_is_the_end_of_a_whole_segment_and_the_beginning_of_another() {
-    let whole = archive(&["000000010000000000000001.zst", "000000010000000000000002.zst"]);
+    let whole = archive(&[
+        "000000010000000000000001.zst",
+        "000000010000000000000002.zst",
+    ]);
     assert_eq!(known(&whole, SIZE).unwrap()[&timeline(1)], at(3, 0));
     let pieces = archive(&[
         "000000010000000000000002.zst",

@@ -141,7 +141,9 @@ impl Session<'_, '_> {
             None => {}
         }
         link.create_slot(name, false)?;
-        (self.life.stream.say)(&format!("the slot {name} holds WAL on the server from now on"));
+        (self.life.stream.say)(&format!(
+            "the slot {name} holds WAL on the server from now on"
+        ));
         let created = self.read_slot(link)?.and_then(|slot| slot.restart);
         created.ok_or_else(|| Error::failed(format!("the slot {name} holds no WAL")))
     }
@@ -322,7 +324,9 @@ impl Session<'_, '_> {
         }
         Err(Error::new(
             Kind::Partial,
-            format!("the WAL from {from} to {to} is lost: the server removed it before it was received"),
+            format!(
+                "the WAL from {from} to {to} is lost: the server removed it before it was received"
+            ),
         )
         .hint("moments within cannot be restored; a base backup taken now begins a new window"))
     }

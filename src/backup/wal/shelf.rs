@@ -57,7 +57,11 @@ impl Shelf<'_> {
         name: SegmentName,
         open: &dyn Fn() -> Result<Box<dyn Read>>,
     ) -> Result<()> {
-        match self.put(&self.segment_file(name), open()?.as_mut(), self.size.bytes()) {
+        match self.put(
+            &self.segment_file(name),
+            open()?.as_mut(),
+            self.size.bytes(),
+        ) {
             Err(error) if error.is_exists() => self.compare(name, open()?.as_mut()),
             other => other,
         }
@@ -181,7 +185,9 @@ impl Pieces {
             (name, files.map(|stored| stored.file).collect())
         });
         Pieces {
-            files: files.filter(|(_, files): &(_, Vec<_>)| !files.is_empty()).collect(),
+            files: files
+                .filter(|(_, files): &(_, Vec<_>)| !files.is_empty())
+                .collect(),
             covered: None,
         }
     }

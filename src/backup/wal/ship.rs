@@ -88,7 +88,11 @@ impl Shipper<'_> {
                 return;
             }
             let wait = self.flush_interval.saturating_sub(self.piece_at.elapsed());
-            let wait = if self.memory { self.flush_interval } else { wait };
+            let wait = if self.memory {
+                self.flush_interval
+            } else {
+                wait
+            };
             self.rest(Instant::now() + wait);
         }
     }
@@ -163,7 +167,10 @@ impl Shipper<'_> {
             if whole || name.start(size)? < floor {
                 continue;
             }
-            let pieces = held.pieces.iter().filter(|_| Some(name) != open || self.memory);
+            let pieces = held
+                .pieces
+                .iter()
+                .filter(|_| Some(name) != open || self.memory);
             match &held.whole {
                 Some(stored) => drop(todo.insert(order(&stored.file), stored.file)),
                 None => todo.extend(pieces.map(|piece| (order(&piece.file), piece.file))),
@@ -208,7 +215,9 @@ impl Shipper<'_> {
         let raw = segment::read(self.first, &key, (false, None), self.shelf.size.bytes())?;
         let have = offset + raw.len() as u64;
         let bytes = |from: u64| {
-            let skip = from.checked_sub(offset).and_then(|skip| usize::try_from(skip).ok());
+            let skip = from
+                .checked_sub(offset)
+                .and_then(|skip| usize::try_from(skip).ok());
             Ok(skip.and_then(|skip| raw.get(skip..)).map(<[u8]>::to_vec))
         };
         let stored = pieces.extend(&self.shelf, name, (have, true), &bytes);
@@ -220,7 +229,14 @@ impl Shipper<'_> {
         let open = {
             let state = self.tail.lock();
             let open = state.open.as_ref();
-            open.map(|open| (open.name, open.start, open.have, open.end() >= state.catch_up))
+            open.map(|open| {
+                (
+                    open.name,
+                    open.start,
+                    open.have,
+                    open.end() >= state.catch_up,
+                )
+            })
         };
         let ended = self.tail.lock().ended;
         let Some((name, start, have, caught_up)) = open else {
@@ -246,7 +262,11 @@ impl Shipper<'_> {
             // A whole segment that is not here yet lies before what was looked at.
             return Ok(());
         }
-        let moved = self.note.last.zip(reached).is_none_or(|(a, b)| a.lsn != b.lsn);
+        let moved = self
+            .note
+            .last
+            .zip(reached)
+            .is_none_or(|(a, b)| a.lsn != b.lsn);
         self.note.write(&self.shelf, reached, moved);
         Ok(())
     }

@@ -77,7 +77,11 @@ impl Spool {
         size: SegmentSize,
     ) -> Result<()> {
         let name = SegmentName::holding(timeline, at, size);
-        let same = tail.lock().open.as_ref().is_some_and(|open| open.name == name);
+        let same = tail
+            .lock()
+            .open
+            .as_ref()
+            .is_some_and(|open| open.name == name);
         if !same {
             self.close(tail)?;
         }
@@ -233,7 +237,14 @@ impl OpenFile {
             Ok(file) => (file, true),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let mut options = OpenOptions::new();
-                (options.read(true).write(true).open(&path).map_err(context)?, false)
+                (
+                    options
+                        .read(true)
+                        .write(true)
+                        .open(&path)
+                        .map_err(context)?,
+                    false,
+                )
             }
             Err(error) => return Err(context(error)),
         };
@@ -355,7 +366,9 @@ fn remember(
         return Err(Error::failed("WAL came before its segment was begun"));
     };
     let OpenBody::Memory(held) = &mut open.body else {
-        return Err(Error::failed("WAL came for memory and its segment is a file"));
+        return Err(Error::failed(
+            "WAL came for memory and its segment is a file",
+        ));
     };
     let offset = usize::try_from(lsn.bytes_since(open.start)).unwrap_or(usize::MAX);
     if lsn < open.start || offset > held.len() {

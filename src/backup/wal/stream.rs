@@ -255,12 +255,7 @@ fn interval(stream: &Stream<'_>, local: bool) -> Duration {
 }
 
 /// The open files that dead streams left.
-fn settle(
-    stream: &Stream<'_>,
-    tail: &Tail,
-    archive: &WalArchive,
-    size: SegmentSize,
-) -> Result<()> {
+fn settle(stream: &Stream<'_>, tail: &Tail, archive: &WalArchive, size: SegmentSize) -> Result<()> {
     let Some(dir) = stream.first_dir else {
         return Ok(());
     };
