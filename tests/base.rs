@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-mod elsewhere;
+pub(crate) mod elsewhere;
 
 const SAMPLE: &str = "CREATE TABLE t AS SELECT i, md5(i::text) AS m FROM generate_series(1, 40000) i; \
     CREATE INDEX ON t (i); CHECKPOINT";

@@ -2,10 +2,11 @@
 //! cannot be reached is refused before anything is touched.
 
 use crate::base::{Copy, pgark, place, take};
-use crate::support::{Run, Server, Setup, TempDir, as_server_user, run, until};
+use crate::support::{Run, Server, Setup, TempDir, run, until};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+mod by_hand;
 mod ledger;
 mod refused;
 mod wal_get;

@@ -47,7 +47,7 @@ fn the_bucket_alone_brings_the_cluster_back() {
 }
 
 /// The blocks of commands of a section of `docs/restore-without-pgark.md`.
-fn commands(heading: &str) -> Vec<String> {
+pub(crate) fn commands(heading: &str) -> Vec<String> {
     let page = std::fs::read_to_string(project().join("docs/restore-without-pgark.md")).unwrap();
     let section = page
         .split_once(&format!("\n{heading}\n"))
@@ -59,7 +59,7 @@ fn commands(heading: &str) -> Vec<String> {
 }
 
 /// A copy of a backup's folder that the servers' user may read.
-fn readable(folder: &Path, keep: &TempDir) -> PathBuf {
+pub(crate) fn readable(folder: &Path, keep: &TempDir) -> PathBuf {
     let copy = keep.join("backup");
     let script = r#"cp -r "$0" "$1" && chown -R --reference "$(dirname "$1")" "$1""#;
     run(Command::new("sh")
@@ -70,7 +70,7 @@ fn readable(folder: &Path, keep: &TempDir) -> PathBuf {
     copy
 }
 
-fn as_the_manual_says(major: u32, script: &str) {
+pub(crate) fn as_the_manual_says(major: u32, script: &str) {
     let path = std::env::var("PATH").unwrap();
     let path = format!("{}:{path}", bin(major).display());
     let mut shell = as_server_user("bash");

@@ -1,1 +1,205 @@
 //! What cannot be reached: refused with the reason and the nearest moment, nothing touched.
+
+use super::World;
+use crate::base::{Copy, place};
+use crate::support::{Run, run};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Refused with this code and these words; the directory is as it was.
+#[track_caller]
+fn refused(world: &World, at: &str, more: &[&str], code: i32, words: &[&str]) -> Run {
+    let (keep, data) = place();
+    let mut done = world.restore(at, &data, more).assert_code(code);
+    for word in words {
+        done = done.assert_says(word);
+    }
+    assert!(!data.exists(), "{at}: the directory was made");
+    assert_eq!(std::fs::read_dir(keep.path()).unwrap().count(), 0);
+    done
+}
+
+/// The whole segments of the store, in order.
+fn segments(world: &World) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(&world.wal).unwrap().flatten();
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    found.retain(|path| {
+        path.to_str().unwrap().ends_with(".zst") && !path.to_str().unwrap().contains("partial")
+    });
+    found.sort();
+    found
+}
+
+fn now(world: &World) -> String {
+    world.psql(
+        "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+    )
+}
+
+#[test]
+fn what_is_missing_or_damaged_is_told_before_anything_is_touched() {
+    let world = World::start(17);
+    refused(&world, "latest", &[], 5, &["no good base backup"]);
+    let before = now(&world);
+    world.psql("INSERT INTO ledger VALUES (0, 0)");
+    let early = world.psql("SELECT pg_current_wal_insert_lsn()");
+    world.base(&[]);
+    for n in 1..=5 {
+        world.psql(&format!("INSERT INTO ledger VALUES ({n}, 0)"));
+        world.switch();
+    }
+    let after = now(&world);
+    refused(
+        &world,
+        &before,
+        &[],
+        5,
+        &[
+            "lies before the end of every base backup",
+            "the first moment",
+        ],
+    );
+    refused(
+        &world,
+        &early,
+        &[],
+        5,
+        &["lies before the end of every base backup"],
+    );
+    refused(
+        &world,
+        &after,
+        &[],
+        5,
+        &["cannot be reached", "--at latest", "after the commit of"],
+    );
+    refused(&world, "FF/0", &[], 5, &["--at latest"]);
+    refused(
+        &world,
+        "xid:4000000",
+        &[],
+        5,
+        &["transaction 4000000 cannot be reached"],
+    );
+    refused(&world, "nobody gave it", &[], 5, &["restore point"]);
+    refused(&world, "latest", &["--timeline", "3"], 5, &["timeline 3"]);
+    refused(&world, "2025-01-99", &[], 2, &["is no time"]);
+    refused(
+        &world,
+        "latest",
+        &["--exclusive"],
+        2,
+        &["--exclusive means nothing"],
+    );
+    let (keep, data) = place();
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("mine"), "").unwrap();
+    world
+        .restore("latest", &data, &[])
+        .assert_code(2)
+        .assert_says("is not empty");
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1);
+    drop(keep);
+    // One in the middle, away and then damaged.
+    let all = segments(&world);
+    let victim = &all[all.len() - 3];
+    let name = &victim.file_name().unwrap().to_str().unwrap()[..24];
+    let whole = std::fs::read(victim).unwrap();
+    std::fs::remove_file(victim).unwrap();
+    let told = refused(
+        &world,
+        "latest",
+        &[],
+        5,
+        &[name, "is missing", "timeline 1"],
+    );
+    // The nearest moment that it names can be reached.
+    let nearest = told.stderr.split("--at ").last().unwrap().trim().to_owned();
+    assert_eq!(world.ledger_at(&nearest, &[]).last(), Some(&2));
+    let mut bad = whole.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    for content in [&bad[..], &whole[..whole.len() - 9], &b"nothing"[..]] {
+        std::fs::write(victim, content).unwrap();
+        refused(&world, "latest", &[], 4, &[name]);
+    }
+    std::fs::write(victim, b"").unwrap();
+    refused(&world, "latest", &[], 4, &[name, "is empty"]);
+    std::fs::write(victim, &whole).unwrap();
+    // The last one, which the plan itself reads.
+    std::fs::write(all.last().unwrap(), &bad[..bad.len() / 3]).unwrap();
+    refused(&world, "latest", &[], 4, &[]);
+}
+
+#[test]
+fn time_after_the_last_commit_is_reached_where_the_stream_proves_that_nothing_came() {
+    let world = World::start(17);
+    world.base(&[]);
+    world.psql("INSERT INTO ledger VALUES (1, 0)");
+    world.store_piece();
+    let lsn = world.psql("SELECT pg_current_wal_flush_lsn()");
+    let time = now(&world);
+    refused(&world, &time, &[], 5, &["cannot be reached"]);
+    let note = format!(r#"{{"timeline":1,"lsn":"{lsn}","time":"{time}"}}"#);
+    let system = world.wal.file_name().unwrap().to_str().unwrap().to_owned();
+    let folder = world.backups.join(".pgark");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(format!("wal_{system}.json")), note).unwrap();
+    assert_eq!(world.ledger_at(&time, &[]), [1]);
+    // Nothing is proven for a moment later.
+    let later = now(&world);
+    refused(&world, &later, &[], 5, &["cannot be reached"]);
+}
+
+#[test]
+fn a_moment_on_a_branch_that_was_left_is_refused_with_the_reason() {
+    let world = World::start(17);
+    world.base(&[]);
+    world.psql("INSERT INTO ledger VALUES (1, 0)");
+    world.psql("SELECT pg_create_restore_point('fork')");
+    world.psql("INSERT INTO ledger VALUES (2, 0)");
+    let (mut xid, mut lsn) = (String::new(), String::new());
+    for n in 3..6 {
+        xid = world.psql(&format!(
+            "INSERT INTO ledger VALUES ({n}, 0) RETURNING xmin"
+        ));
+        lsn = world.psql("SELECT pg_current_wal_insert_lsn()");
+        world.switch();
+    }
+    world.psql("SELECT pg_create_restore_point('left behind')");
+    world.switch();
+    // A copy of an earlier moment takes over: timeline 2.
+    let (_keep, data) = place();
+    world.restore("fork", &data, &[]).assert_code(0);
+    let copy = Copy::start(17, &data);
+    copy.psql("INSERT INTO ledger VALUES (20, 0)");
+    copy.psql("SELECT pg_switch_wal()");
+    copy.psql("INSERT INTO ledger VALUES (21, 0)");
+    copy.psql("CHECKPOINT");
+    archive(&world, &copy);
+    drop(copy);
+    assert_eq!(world.ledger_at("latest", &[]), [1, 20, 21]);
+    assert_eq!(world.ledger_at("fork", &[]), [1]);
+    let reason = ["timeline 1", "which was left at", "--timeline 1"];
+    refused(&world, "left behind", &[], 5, &reason);
+    refused(&world, &lsn, &[], 5, &reason);
+    // A new timeline may give the same number to another transaction.
+    let _ = xid;
+    let old = ["--timeline", "1"];
+    assert_eq!(world.ledger_at("left behind", &old), [1, 2, 3, 4, 5]);
+    assert_eq!(world.ledger_at("latest", &old), [1, 2, 3, 4, 5]);
+}
+
+/// Puts what a copy has written into the store, its open segment with it.
+fn archive(world: &World, copy: &Copy) {
+    let last = copy.psql("SELECT pg_walfile_name(pg_current_wal_flush_lsn())");
+    let script = "cd \"$0\"/pg_wal && cp 00000002.history \"$1\" && \
+        for f in 00000002????????????????; do \
+        [ $f \\> $2 ] || zstd -q1c $f > \"$1\"/$f.zst; done";
+    run(Command::new("sh")
+        .args(["-c", script])
+        .arg(&copy.data)
+        .arg(&world.wal)
+        .arg(last))
+    .assert_code(0);
+}

@@ -129,7 +129,3 @@ impl<'a> Line<'a> {
         empty.map(|one| one.object.key.to_string())
     }
 }
-
-#[cfg(test)]
-#[path = "line_tests.rs"]
-mod tests;

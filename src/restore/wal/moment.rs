@@ -265,6 +265,9 @@ impl<'a> Wanted<'a> {
                 "without --at it comes back to its own end; WAL_STREAMING=on keeps what follows",
             ));
         }
+        if line.hole.is_some() {
+            return Err(self.too_late(base, &line, "the newest moment", &|_, _| Ok(false))?);
+        }
         self.to_the_end(base, line)
     }
 
@@ -509,11 +512,7 @@ impl Moment<'_> {
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let (name, value) = match &self.goal {
             Goal::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string()),
-            // PostgreSQL takes no `T` and no `Z` here.
-            Goal::Time(time) => (
-                "recovery_target_time",
-                time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string(),
-            ),
+            Goal::Time(time) => ("recovery_target_time", format_time(*time)),
             Goal::Xid(xid) => ("recovery_target_xid", xid.to_string()),
             Goal::Name(name) => ("recovery_target_name", name.clone()),
             Goal::BackupEnd => ("recovery_target", "immediate".to_owned()),
@@ -531,6 +530,20 @@ impl Moment<'_> {
     }
 }
 
+/// With an offset in figures: while a server reads its settings it knows no names of zones, not even `Z`.
+fn format_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string()
+}
+
 #[cfg(test)]
-#[path = "moment_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_given_to_the_server_in_figures() {
+        let time = "2025-01-22T14:05:07.1234567+01:00".parse().unwrap();
+        assert_eq!(format_time(time), "2025-01-22 13:05:07.123456+00");
+        let time = "2025-01-22T13:05:07Z".parse().unwrap();
+        assert_eq!(format_time(time), "2025-01-22 13:05:07.000000+00");
+    }
+}

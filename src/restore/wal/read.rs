@@ -184,4 +184,4 @@ impl Source<'_> {
 
 #[cfg(test)]
 #[path = "read_tests.rs"]
-mod tests;
+pub(super) mod tests;

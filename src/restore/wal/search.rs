@@ -257,7 +257,3 @@ impl Searched<'_> {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "search_tests.rs"]
-mod tests;
