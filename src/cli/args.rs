@@ -264,6 +264,7 @@ pub struct Status {
 pub enum Trigger {
     Schedule,
     Start,
+    Gap,
     Manual,
 }
 
