@@ -68,6 +68,12 @@ impl Crc32c {
         self.0 = crc;
     }
 
+    /// The checksum of what came so far.
+    #[must_use]
+    pub fn value(self) -> u32 {
+        !self.0
+    }
+
     /// As PostgreSQL writes it: the bytes as they lie in memory (little-endian), in hex.
     #[must_use]
     pub fn hex(self) -> String {

@@ -12,10 +12,12 @@ pub mod crypt;
 pub mod index;
 pub mod reader;
 pub mod script;
+pub mod segment;
 mod sink;
 #[cfg(test)]
 mod sizes_tests;
 pub mod tar;
+pub mod wal;
 pub mod writer;
 
 pub use crate::store::{StoreReader, Written, hash};

@@ -79,7 +79,7 @@ pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<
 
 /// The ids of all folders that are named as base backups.
 fn folders(store: &dyn Store) -> Result<Vec<BackupId>> {
-    let names = store.folders()?;
+    let names = store.folders("")?;
     Ok(names
         .iter()
         .filter_map(|name| parse_base_folder(name))

@@ -3,9 +3,13 @@
 //! Invariant: `parse_key` knows exactly the names that the builders make, and those of the old
 //! service; any other file in the directory is none of pgark's business.
 
+mod wal;
+
 use crate::error::Result;
 use crate::store::Key;
 use crate::units::{BackupId, BackupKind, Codec};
+
+pub use wal::{WAL_FOLDER, WalFile, in_wal_folder, wal_folder, wal_key, wal_reach_key};
 
 /// The folder of outcomes.
 pub const STATE_FOLDER: &str = ".pgark/state/";
@@ -15,6 +19,8 @@ pub const CATALOG: &str = ".pgark/catalog.jsonl.zst";
 pub const DUMP_LOCK: &str = "dump";
 /// The lock of runs that take base backups.
 pub const BASE_LOCK: &str = "base";
+/// The lock of the stream of WAL.
+pub const WAL_LOCK: &str = "wal";
 
 /// What makes a base backup exist, in its folder.
 pub const BASE_MANIFEST: &str = "manifest.json";

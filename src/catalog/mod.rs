@@ -12,6 +12,7 @@ pub mod list;
 pub mod manifest;
 pub mod remains;
 pub mod state;
+pub mod wal;
 
 pub use commit::{begin, commit, ensure_sums, free_id, remove};
 pub use legacy::check_legacy;

@@ -22,7 +22,7 @@ use std::io::{BufRead, BufReader, Read};
 use jiff::{SignedDuration, Timestamp};
 
 use super::base::in_base_folder;
-use super::layout::{Part, STATE_FOLDER, parse_key, parse_state_key};
+use super::layout::{Part, STATE_FOLDER, in_wal_folder, parse_key, parse_state_key};
 use crate::error::Result;
 use crate::store::local::final_name;
 use crate::store::mark::{MARK_BYTES, has_mark};
@@ -52,8 +52,9 @@ pub fn clear_remains(
     let old = |object: &Object| now.duration_since(object.modified) > AGE_MIN;
 
     for object in store.unfinished()? {
-        // Base backups are written under a lock of their own: `catalog::base` clears theirs.
-        if in_base_folder(&object.key) {
+        // Base backups and WAL are written under locks of their own: `catalog::base` and
+        // `catalog::wal` clear theirs.
+        if in_base_folder(&object.key) || in_wal_folder(&object.key) {
             continue;
         }
         let name = final_name(object.key.file_name());

@@ -157,8 +157,8 @@ impl Store for FailingStore {
         self.inner.list(prefix)
     }
 
-    fn folders(&self) -> Result<Vec<String>> {
-        self.inner.folders()
+    fn folders(&self, prefix: &str) -> Result<Vec<String>> {
+        self.inner.folders(prefix)
     }
 
     fn unfinished(&self) -> Result<Vec<Object>> {

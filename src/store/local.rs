@@ -173,10 +173,17 @@ impl Store for LocalStore {
         self.scan(prefix, |name| final_name(name).is_none())
     }
 
-    fn folders(&self) -> Result<Vec<String>> {
-        let context = |error| explain(error, &self.dir, "list it");
+    fn folders(&self, prefix: &str) -> Result<Vec<String>> {
+        let dir = self.dir.join(prefix);
+        let context = |error| explain(error, &dir, "list it");
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(context)? {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !prefix.is_empty() => {
+                return Ok(names);
+            }
+            other => other.map_err(context)?,
+        };
+        for entry in entries {
             let entry = entry.map_err(context)?;
             // Not through links: what lies elsewhere is nobody's backup here.
             if entry.file_type().map_err(context)?.is_dir() {
@@ -190,11 +197,13 @@ impl Store for LocalStore {
     fn unfinished(&self) -> Result<Vec<Object>> {
         let mut found = Vec::new();
         let fixed = ["", ".pgark/", ".pgark/state/"].map(str::to_owned);
-        let bases = self.folders()?.into_iter();
+        let bases = self.folders("")?.into_iter();
         let bases = bases.filter(|name| BackupId::parse(name).is_ok());
+        let wal = self.folders("wal/")?.into_iter();
         for level in fixed
             .into_iter()
             .chain(bases.map(|name| format!("{name}/")))
+            .chain(wal.map(|name| format!("wal/{name}/")))
         {
             found.extend(self.scan(&level, |name| final_name(name).is_some())?);
         }

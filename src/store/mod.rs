@@ -148,11 +148,12 @@ pub trait Store: Send + Sync {
     /// `Failed` when the store cannot be listed whole.
     fn list(&self, prefix: &str) -> Result<Vec<Object>>;
 
-    /// The folders of the root, sorted, without a slash.
+    /// The names of the folders of one level, sorted, without a slash: `""` is the root, `"wal/"`
+    /// that folder. An absent one has none.
     ///
     /// # Errors
     /// As `list`.
-    fn folders(&self) -> Result<Vec<String>>;
+    fn folders(&self, prefix: &str) -> Result<Vec<String>>;
 
     /// What crashed uploads left, recognised by pgark's own pattern of names and nothing less.
     /// An upload in progress shows up too: only the holder of the lock may delete these.

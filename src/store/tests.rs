@@ -112,10 +112,13 @@ fn levels_are_flat(store: &dyn Store) {
         names("base_20250122_030000/"),
         ["base_20250122_030000/base.tar"]
     );
-    assert_eq!(store.folders().unwrap(), [".pgark", "base_20250122_030000"]);
+    let folders = |prefix| store.folders(prefix).unwrap();
+    assert_eq!(folders(""), [".pgark", "base_20250122_030000"]);
+    assert_eq!(folders(".pgark/"), ["state"]);
+    assert!(folders("wal/").is_empty());
     // A folder goes with its last file.
     store.delete(&key("base_20250122_030000/base.tar")).unwrap();
-    assert_eq!(store.folders().unwrap(), [".pgark"]);
+    assert_eq!(store.folders("").unwrap(), [".pgark"]);
 }
 
 #[test]

@@ -309,8 +309,8 @@ impl Store for Counting {
     fn list(&self, prefix: &str) -> Result<Vec<Object>> {
         self.inner.list(prefix)
     }
-    fn folders(&self) -> Result<Vec<String>> {
-        self.inner.folders()
+    fn folders(&self, prefix: &str) -> Result<Vec<String>> {
+        self.inner.folders(prefix)
     }
     fn unfinished(&self) -> Result<Vec<Object>> {
         self.inner.unfinished()

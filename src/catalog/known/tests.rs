@@ -136,8 +136,8 @@ impl Store for Far {
         Ok(objects.into_iter().map(|one| self.tagged(one)).collect())
     }
 
-    fn folders(&self) -> Result<Vec<String>> {
-        self.inner.folders()
+    fn folders(&self, prefix: &str) -> Result<Vec<String>> {
+        self.inner.folders(prefix)
     }
 
     fn unfinished(&self) -> Result<Vec<Object>> {

@@ -162,8 +162,8 @@ impl Store for S3Store {
         self.level(prefix)
     }
 
-    fn folders(&self) -> Result<Vec<String>> {
-        Ok(self.level_and_folders("")?.1)
+    fn folders(&self, prefix: &str) -> Result<Vec<String>> {
+        Ok(self.level_and_folders(prefix)?.1)
     }
 
     fn unfinished(&self) -> Result<Vec<Object>> {
