@@ -43,7 +43,7 @@ struct Needed {
 }
 
 /// What each cluster's window needs.
-fn needed<'a>(backups: &'a [Backup], days: u32, now: Timestamp) -> BTreeMap<&'a str, Needed> {
+fn needed(backups: &[Backup], days: u32, now: Timestamp) -> BTreeMap<&str, Needed> {
     let days = SignedDuration::from_hours(24 * i64::from(days));
     let begin = now.checked_sub(days).unwrap_or(Timestamp::MIN);
     let mut clusters: BTreeMap<&str, Needed> = BTreeMap::new();

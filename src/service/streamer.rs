@@ -51,6 +51,9 @@ impl Patience {
     }
 }
 
+/// Starts pgark with these arguments; the sender hears of its end.
+pub type Spawn<'a> = dyn Fn(&[&str], &Sender<()>) -> Result<Run> + 'a;
+
 /// The receiver of one cluster.
 pub struct Streamer {
     log: Log,
@@ -76,7 +79,7 @@ impl Streamer {
     /// One turn of the loop: starts it where it is not, and hears of its end.
     pub fn turn(
         &mut self,
-        spawn: &dyn Fn(&[&str], &Sender<()>) -> Result<Run>,
+        spawn: &Spawn<'_>,
         wake: &Sender<()>,
     ) -> Option<News> {
         let ended = self.run.as_mut().and_then(Run::exit_code);

@@ -78,12 +78,12 @@ impl Timetable {
 
 /// What becomes of a moment of `new`, when `active` is under way and `due` waits.
 pub(super) fn meet(new: Work, active: Option<Work>, due: Option<Work>) -> Meeting {
-    match (active, due) {
-        (_, Some(Work::Incremental)) if new == Work::Base => Meeting::Due,
-        (_, Some(_)) => Meeting::Waits,
-        (Some(Work::Incremental), None) if new == Work::Base => Meeting::Due,
-        (Some(_), None) => Meeting::UnderWay,
-        (None, None) => Meeting::Due,
+    let gives_way = |one: Work| new == Work::Base && one == Work::Incremental;
+    match due.or(active) {
+        None => Meeting::Due,
+        Some(one) if gives_way(one) => Meeting::Due,
+        Some(_) if due.is_some() => Meeting::Waits,
+        Some(_) => Meeting::UnderWay,
     }
 }
 
