@@ -204,6 +204,16 @@ impl App {
     /// # Errors
     /// `Usage` when there is no such directory.
     pub fn catalog(&self, wanted: Option<&str>) -> Result<(Box<dyn Store>, Catalog)> {
+        let store = self.existing_store(wanted)?;
+        let catalog = list::load(store.as_ref())?;
+        Ok((store, catalog))
+    }
+
+    /// A store that must exist already.
+    ///
+    /// # Errors
+    /// `Usage` when there is no such directory.
+    pub fn existing_store(&self, wanted: Option<&str>) -> Result<Box<dyn Store>> {
         let config = self.store_config(wanted)?;
         if let Place::Local(dir) = &config.place
             && !dir.is_dir()
@@ -220,9 +230,7 @@ impl App {
                 )),
             );
         }
-        let store = self.store(wanted)?;
-        let catalog = list::load(store.as_ref())?;
-        Ok((store, catalog))
+        self.store(wanted)
     }
 
     /// Keeps a backup from being deleted while it is read. None where the directory cannot be

@@ -4,6 +4,7 @@
 //! promise, and no younger one is suspect. A backup that is not good never counts, nor does a legacy one that nobody checked.
 
 mod bases;
+pub mod windows;
 
 use jiff::{SignedDuration, Timestamp};
 

@@ -27,7 +27,7 @@ pub(crate) fn pgark<A: AsRef<std::ffi::OsStr>>(
 
 /// `pgark backup --base` that must succeed; the id.
 #[track_caller]
-fn take(server: &Server, dir: &TempDir, more: &[&str]) -> String {
+pub(crate) fn take(server: &Server, dir: &TempDir, more: &[&str]) -> String {
     let args = ["backup", "--base", "-q"].iter().chain(more);
     let done = pgark(server, dir, args).run().assert_code(0);
     crate::support::site::first_id(&done.stdout)
@@ -41,14 +41,14 @@ fn show(server: &Server, dir: &TempDir, id: &str) -> Value {
 }
 
 /// A server on a restored directory, stopped on drop.
-struct Copy {
-    data: PathBuf,
-    port: u16,
-    major: u32,
+pub(crate) struct Copy {
+    pub(crate) data: PathBuf,
+    pub(crate) port: u16,
+    pub(crate) major: u32,
 }
 
 impl Copy {
-    fn start(major: u32, data: &Path) -> Copy {
+    pub(crate) fn start(major: u32, data: &Path) -> Copy {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -76,7 +76,7 @@ impl Copy {
         copy
     }
 
-    fn psql(&self, sql: &str) -> String {
+    pub(crate) fn psql(&self, sql: &str) -> String {
         let mut psql = Command::new(bin(self.major).join("psql"));
         psql.args([
             "-XqAt",
@@ -105,7 +105,7 @@ impl Drop for Copy {
 }
 
 /// An empty directory that belongs to the servers' user, inside one that does too.
-fn place() -> (TempDir, PathBuf) {
+pub(crate) fn place() -> (TempDir, PathBuf) {
     let dir = TempDir::new();
     dir.give_to_postgres();
     let data = dir.join("data");

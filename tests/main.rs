@@ -7,6 +7,7 @@
 
 mod anomaly;
 mod any_data;
+mod any_second;
 mod any_server;
 mod bad_luck;
 mod base;
@@ -29,6 +30,7 @@ mod leaving;
 mod many;
 mod mid_dump;
 mod misfortune;
+mod moment;
 mod pooler;
 mod prune;
 mod replace;
@@ -44,3 +46,5 @@ mod store_damage;
 mod support;
 mod tidy;
 mod trip;
+mod wal;
+mod wal_records;

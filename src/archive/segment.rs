@@ -71,10 +71,24 @@ pub fn write(
 pub fn read(
     store: &dyn Store,
     key: &Key,
-    (encrypted, identities): (bool, Option<&Identities>),
+    opened_by: (bool, Option<&Identities>),
     bytes_max: u64,
 ) -> Result<Vec<u8>> {
     let object = store.stat(key)?.ok_or_else(|| missing(store, key))?;
+    read_object(store, &object, opened_by, bytes_max)
+}
+
+/// As [`read`], where a listing has shown it already.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_object(
+    store: &dyn Store,
+    object: &Object,
+    (encrypted, identities): (bool, Option<&Identities>),
+    bytes_max: u64,
+) -> Result<Vec<u8>> {
+    let key = &object.key;
     let mut stored = store.read(key, 0..object.bytes)?;
     if encrypted {
         let identities = identities.ok_or_else(|| {
@@ -127,7 +141,10 @@ mod tests {
         let cut = read(&store, &key, plain, raw.len() as u64).unwrap_err();
         assert_eq!(cut.kind, Kind::Damage, "{cut}");
         let gone = Key::new("wal/1/000000010000000000000002.zst").unwrap();
-        assert_eq!(read(&store, &gone, plain, 9).unwrap_err().kind, Kind::Damage);
+        assert_eq!(
+            read(&store, &gone, plain, 9).unwrap_err().kind,
+            Kind::Damage
+        );
         let sealed = read(&store, &key, (true, None), 9).unwrap_err();
         assert_eq!(sealed.kind, Kind::Usage);
     }

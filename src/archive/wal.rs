@@ -159,8 +159,10 @@ impl PageCheck {
             return Ok(());
         }
         let foreign = |what: String| {
-            Error::damage(format!("the WAL that came for {lsn} is not to be kept: {what}"))
-                .hint("is this still the same cluster? `pgark check` tells; nothing of it was stored")
+            Error::damage(format!(
+                "the WAL that came for {lsn} is not to be kept: {what}"
+            ))
+            .hint("is this still the same cluster? `pgark check` tells; nothing of it was stored")
         };
         let Some(page) = Page::parse(head, lsn) else {
             return Err(foreign("it is no page of that place".to_owned()));

@@ -3,3 +3,4 @@ pub mod base;
 pub mod dump;
 pub mod gate;
 pub mod run;
+pub mod wal;

@@ -26,7 +26,7 @@ use super::state::{self, Standing};
 use crate::cancel::Token;
 use crate::error::{Error, Kind, Result};
 use crate::store::{self, Key, Object, Put, Store};
-use crate::units::{BackupId, BackupKind, Codec};
+use crate::units::{BackupId, BackupKind, Codec, Lsn, SystemId};
 
 /// A folder without manifest that is younger than this may still get one.
 const AGE_MIN: SignedDuration = SignedDuration::from_hours(24);
@@ -75,6 +75,25 @@ pub(super) fn entries(store: &dyn Store, outcomes: &mut Outcomes) -> Result<Vec<
         found.push(entry);
     }
     Ok(found)
+}
+
+/// Where the oldest base backup of that cluster begins in WAL; one that cannot be read counts as none.
+///
+/// # Errors
+/// When the store cannot be listed.
+pub fn oldest_start(store: &dyn Store, system: SystemId) -> Result<Option<Lsn>> {
+    let mut oldest = None;
+    for id in folders(store)? {
+        let key = base_key(&id, BASE_MANIFEST)?;
+        let json = store::get(store, &key).ok().flatten();
+        let Some(manifest) = json.and_then(|json| Manifest::parse(&key, &json).ok()) else {
+            continue;
+        };
+        let ours = manifest.system_identifier.as_deref() == Some(system.to_string().as_str());
+        let start = manifest.base.map(|base| base.start_lsn).filter(|_| ours);
+        oldest = start.into_iter().chain(oldest).min();
+    }
+    Ok(oldest)
 }
 
 /// The ids of all folders that are named as base backups.

@@ -15,9 +15,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{
-    WAL_FOLDER, WalFile, in_wal_folder, wal_folder, wal_key, wal_reach_key,
-};
+use super::layout::{WAL_FOLDER, WalFile, in_wal_folder, wal_folder, wal_key, wal_reach_key};
 use crate::error::{Error, Result};
 use crate::store::{self, Object, Put, Store};
 use crate::units::{Lsn, SegmentName, SegmentSize, SystemId, Timeline, TimelineHistory};
@@ -151,6 +149,13 @@ impl WalArchive {
         self.histories.keys().copied()
     }
 
+    /// Their files.
+    pub fn history_files(&self) -> impl Iterator<Item = (Timeline, &Object)> {
+        self.histories
+            .iter()
+            .map(|(timeline, object)| (*timeline, object))
+    }
+
     /// The newest timeline of which there is anything.
     #[must_use]
     pub fn newest_timeline(&self) -> Option<Timeline> {
@@ -235,12 +240,7 @@ impl WalArchive {
     ///
     /// # Errors
     /// As the store; what was deleted before stays deleted.
-    pub fn expire(
-        &self,
-        store: &dyn Store,
-        floor: Lsn,
-        size: SegmentSize,
-    ) -> Result<(u64, usize)> {
+    pub fn expire(&self, store: &dyn Store, floor: Lsn, size: SegmentSize) -> Result<(u64, usize)> {
         let mut old: Vec<(Lsn, &Held)> = Vec::new();
         for (name, held) in &self.segments {
             let begin = name.start(size)?;

@@ -48,7 +48,11 @@ fn a_reach_ends_before_a_hole_and_at_the_open_segment() {
     assert_eq!((reach.whole_until, reach.hole), (lsn(6), None));
     names.extend(whole(1, 8..10));
     let reach = archive(&names).reach(&first, lsn(3), SIZE);
-    assert_eq!(reach.hole, Some(segment(1, 6)), "an open one is a hole when more follows");
+    assert_eq!(
+        reach.hole,
+        Some(segment(1, 6)),
+        "an open one is a hole when more follows"
+    );
     let reach = archive(&names).reach(&first, lsn(2), SIZE);
     assert_eq!((reach.last, reach.hole), (None, Some(segment(1, 2))));
     let reach = archive(&names).reach(&first, lsn(9), SIZE);
@@ -73,7 +77,9 @@ fn a_reach_follows_the_history_and_not_what_went_on_beside_it() {
     // The old timeline's copy serves up to the switch while the new one's has not come.
     let covering = |names: &[String]| {
         let archive = super::tests::archive(names);
-        archive.covering(&second, lsn(5), SIZE).map(|(name, _)| name)
+        archive
+            .covering(&second, lsn(5), SIZE)
+            .map(|(name, _)| name)
     };
     assert_eq!(covering(&names), Some(segment(2, 5)));
     assert_eq!(covering(&whole(1, 3..9)), Some(segment(1, 5)));

@@ -4,6 +4,7 @@
 //! (clap's own, and design §6).
 
 mod flags;
+mod restore;
 mod values;
 
 use std::path::PathBuf;
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
 
-use self::values::{database, jobs, mapping, rate_kib, time};
+pub use self::restore::{Restore, WalGet, WalMode};
+use self::values::{database, jobs, rate_kib, time};
 
 /// PostgreSQL backups that anyone can restore.
 #[derive(Debug, Clone, Parser)]
@@ -118,9 +120,19 @@ Examples:
   pgark restore latest --replace                 restored beside, checked, then swapped in
   pgark restore latest --table orders --into app the lost table back beside the others
   pgark restore latest --data-dir /var/lib/postgresql/restored     a whole cluster
+  pgark restore --data-dir DIR --at 2025-01-22T14:05:07Z           as it was then; `--at latest`: all there is
 
 Without --replace and --table an existing database is never touched, a directory that is not empty never.")]
     Restore(Restore),
+
+    /// Give a server that recovers a file of WAL: its restore_command
+    #[command(after_help = "\
+Example:
+  restore_command = 'pgark wal-get --dir /backups %f %p'
+
+Exit code 0: it is there. 1: it is proven that the archive ends before it. 255: anything else; the
+server stops rather than end its recovery early.")]
+    WalGet(WalGet),
 
     /// Look what backups need and do not have, and print what mends it
     #[command(after_help = "\
@@ -159,6 +171,17 @@ Examples:
   pgark status
   pgark status --exit-code      1 when a database is not")]
     Status(Status),
+
+    /// Show the replication slot and what it holds on the server, or drop it
+    #[command(after_help = "\
+Examples:
+  pgark slot
+  pgark slot drop        ends WAL streaming: what was not received is lost, the next stream begins anew")]
+    Slot(Slot),
+
+    // What the service runs beside itself.
+    #[command(hide = true)]
+    WalStream(WalStream),
 
     /// Write a backup as plain SQL to stdout
     #[command(after_help = "\
@@ -347,68 +370,33 @@ pub struct Verify {
 }
 
 #[derive(Debug, Clone, clap::Args)]
-#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
-pub struct Restore {
+pub struct Cat {
     /// A backup's id, or `latest`
-    #[arg(value_name = "BACKUP", default_value = "latest")]
+    #[arg(value_name = "BACKUP")]
     pub backup: String,
-
-    /// The database whose newest backup `latest` means
-    #[arg(long, value_name = "NAME", value_parser = database)]
-    pub database: Option<String>,
-
-    /// Name of the new database [<database>_restored_<time>]
-    #[arg(long, value_name = "NEW", value_parser = database)]
-    pub into: Option<String>,
-
-    /// Restore a base backup into this empty or absent directory
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["into", "database", "keep", "replace", "table", "globals", "server"])]
-    pub data_dir: Option<PathBuf>,
-
-    /// Put a tablespace that lay in OLD into NEW; may be repeated
-    #[arg(long, value_name = "OLD=NEW", requires = "data_dir", value_parser = mapping)]
-    pub tablespace_mapping: Vec<(PathBuf, PathBuf)>,
-
-    /// Take the place of the database (of --into, else of the backup's own); the old one is kept
-    #[arg(long, conflicts_with = "table")]
-    pub replace: bool,
-
-    /// End the sessions that are connected when the swap comes
-    #[arg(long, requires = "replace")]
-    pub disconnect: bool,
-
-    /// Only this table, `table` or `schema.table`, with what belongs to it; may be repeated
-    #[arg(long, value_name = "TABLE")]
-    pub table: Vec<String>,
-
-    /// Restore roles and tablespaces first; those that exist are left alone
-    #[arg(long)]
-    pub globals: bool,
-
-    /// Into another server: a connection string or URI [the server of DB_HOST]
-    #[arg(long, value_name = "CONNINFO")]
-    pub server: Option<String>,
-
-    /// Show the plan, look whether the server can take it, and stop
-    #[arg(long)]
-    pub dry_run: bool,
-
-    /// Keep the half-made database if the restore fails
-    #[arg(long)]
-    pub keep: bool,
-
-    #[command(flatten)]
-    pub width: Width,
 
     #[command(flatten)]
     pub place: Place,
 }
 
 #[derive(Debug, Clone, clap::Args)]
-pub struct Cat {
-    /// A backup's id, or `latest`
-    #[arg(value_name = "BACKUP")]
-    pub backup: String,
+pub struct WalStream {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// What becomes of the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum SlotAct {
+    /// Drop it: the server keeps no WAL for pgark any more
+    Drop,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Slot {
+    /// Without it, the slot is shown
+    #[arg(value_enum)]
+    pub act: Option<SlotAct>,
 
     #[command(flatten)]
     pub place: Place,

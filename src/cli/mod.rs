@@ -16,9 +16,12 @@ mod read;
 mod render;
 mod restore;
 mod restore_base;
+mod restore_moment;
 mod restore_page;
 mod serve;
 mod service;
+mod wal;
+mod wal_get;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -37,8 +40,14 @@ use crate::service::keeper::{self, Work};
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
+    if wal_get::is_wanted(std::env::args_os()) {
+        return wal_get::main();
+    }
+    finish(run(&Args::parse()))
+}
+
+fn finish(result: Result<u8>) -> ExitCode {
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "pgark: {error}");
@@ -50,7 +59,7 @@ pub fn main() -> ExitCode {
 fn run(args: &Args) -> Result<u8> {
     let work = match &args.verb {
         Verb::Serve(_) => Some(Work::Serve),
-        Verb::Backup(_) => Some(Work::Write),
+        Verb::Backup(_) | Verb::WalStream(_) => Some(Work::Write),
         Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => None,
         Verb::Status(verb) if verb.probe => None,
         _ => Some(Work::Read),
@@ -75,7 +84,12 @@ fn work_on(args: &Args) -> Result<()> {
         _ => {}
     }
     let environment = keeper::environment()?;
-    let apps = App::all(&args.flags(), &environment, &cancel)?;
+    // A stream that ends still stores what it has.
+    let stores = match &args.verb {
+        Verb::WalStream(_) => Token::new(),
+        _ => cancel.clone(),
+    };
+    let apps = App::all(&args.flags(), &environment, &stores)?;
     let mut warned = BTreeSet::new();
     for warning in apps.iter().flat_map(|app| &app.config.warnings) {
         if warned.insert(warning) {
@@ -98,6 +112,8 @@ fn work_on(args: &Args) -> Result<()> {
         Verb::Backup(verb) => each(&apps, |app, out| {
             backup::backup(app, verb, &args.global, out)
         }),
+        Verb::WalStream(_) => wal::stream(&apps, &cancel),
+        Verb::Slot(verb) => each(&apps, |app, out| wal::slot(app, verb, &args.global, out)),
         Verb::List(verb) => read::list(&apps, verb, &args.global),
         Verb::Show(verb) => read::show(holding(&verb.backup, None)?, verb, &args.global),
         Verb::Verify(verb) if verb.all => {
@@ -115,7 +131,9 @@ fn work_on(args: &Args) -> Result<()> {
                 None => restore::restore(app, verb, &args.global),
             }
         }
-        Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man => Ok(()),
+        Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man | Verb::WalGet(_) => {
+            Ok(())
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::catalog::list::{Entry, State};
 use crate::catalog::manifest::{BaseRecord, Manifest};
 use crate::prune::Verdict;
+use crate::status::windows::{Window, rpo};
 use crate::status::{Bases, Status};
 use crate::units::ByteSize;
 
@@ -189,6 +190,29 @@ fn bases_lines(bases: &Bases, prefix: &str, now: Timestamp) -> String {
 }
 
 /// A span in its two largest units.
+/// The moments that can be restored, oldest first, and what the newest costs.
+pub(super) fn windows(windows: &[Window], now: Timestamp) -> String {
+    let mut text = String::new();
+    for window in windows {
+        let to = match window.to {
+            Some(to) => format!("{to:.0}"),
+            None => format!("LSN {}", window.to_lsn),
+        };
+        let _ = writeln!(
+            text,
+            "window    {:.0} to {to} (LSN {} to {}, timeline {}, {} base backups)",
+            window.from, window.from_lsn, window.to_lsn, window.timeline, window.bases
+        );
+        if let Some(name) = window.missing {
+            let _ = writeln!(text, "gap       {name} is missing");
+        }
+    }
+    if let Some(lost) = rpo(windows, now) {
+        let _ = writeln!(text, "rpo       {}", age(lost));
+    }
+    text
+}
+
 fn age(span: SignedDuration) -> String {
     let seconds = span.as_secs().max(0);
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);

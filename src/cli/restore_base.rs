@@ -6,49 +6,126 @@ use std::path::Path;
 use serde_json::json;
 
 use super::args::{Global, Restore};
+use super::restore_moment::{self as moment, Summary};
 use super::{note, print, print_json};
 use crate::app::App;
 use crate::catalog::base::{BAD_CHECKSUMS, chain};
 use crate::catalog::list::{Catalog, Entry};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::postgres::started;
 use crate::progress::Reporter;
 use crate::restore::base::{self, Order, Plan};
 use crate::store::Store;
 use crate::units::{BackupKind, ByteSize};
 
 pub(super) fn restore(app: &App, verb: &Restore, dir: &Path, global: &Global) -> Result<()> {
-    let (store, catalog, entry) = locate(app, verb, global)?;
-    let data_dir = std::path::absolute(dir)?;
-    let chain = chain(&catalog.entries, &entry)?;
-    let _readings: Vec<_> = chain.iter().map(|one| app.reading(one)).collect();
-    let mut identities = None;
-    for one in &chain {
-        identities = app.unseal(&mut (*one).clone())?.or(identities);
+    let Some(target) = moment::target(verb)? else {
+        let (store, catalog, entry) = locate(app, verb, global)?;
+        let work = Work {
+            store: store.as_ref(),
+            catalog: &catalog,
+            entry: &entry,
+            recovery: None,
+            summary: None,
+        };
+        return work.run(app, verb, dir, global);
+    };
+    let mut refused: Option<Error> = None;
+    for world in moment::worlds(app, global) {
+        let found = match &world {
+            Ok(world) => world.find(app, verb, &target).map(|found| (world, found)),
+            Err(error) => Err(error.clone()),
+        };
+        let (world, found) = match found {
+            Ok(found) => found,
+            Err(error) if matches!(error.kind, Kind::Signal(_)) => return Err(error),
+            Err(error) => {
+                refused.get_or_insert(error);
+                continue;
+            }
+        };
+        if refused.is_some() {
+            note(&format!("it is read from {}", world.store.describe()));
+        }
+        let entry = found.base.entry;
+        let work = Work {
+            store: world.store.as_ref(),
+            catalog: &world.catalog,
+            entry,
+            summary: Some(moment::summary(&found, verb)),
+            recovery: Some(moment::recovery(app, world, found, (verb, global))?),
+        };
+        return work.run(app, verb, dir, global);
     }
-    let tools = app.tools();
-    let plan = base::plan(&Order {
-        store: store.as_ref(),
-        chain,
-        data_dir,
-        mapping: verb.tablespace_mapping.clone(),
-        tools: &tools,
-        identities,
-    })?;
-    if verb.dry_run {
-        return dry_run(&plan, &entry, global);
+    Err(refused.unwrap_or_else(|| Error::usage("there is no store")))
+}
+
+/// A restore whose parts were found.
+struct Work<'a> {
+    store: &'a dyn Store,
+    catalog: &'a Catalog,
+    entry: &'a Entry,
+    recovery: Option<base::Recovery<'a>>,
+    summary: Option<Summary>,
+}
+
+impl Work<'_> {
+    fn run(self, app: &App, verb: &Restore, dir: &Path, global: &Global) -> Result<()> {
+        let data_dir = std::path::absolute(dir)?;
+        let entry = self.entry;
+        let chain = chain(&self.catalog.entries, entry)?;
+        let _readings: Vec<_> = chain.iter().map(|one| app.reading(one)).collect();
+        let mut identities = None;
+        for one in &chain {
+            identities = app.unseal(&mut (*one).clone())?.or(identities);
+        }
+        let tools = app.tools();
+        let plan = base::plan(Order {
+            store: self.store,
+            chain,
+            data_dir,
+            mapping: verb.tablespace_mapping.clone(),
+            tools: &tools,
+            identities,
+            recovery: self.recovery,
+        })?;
+        let summary = self.summary.as_ref();
+        if verb.dry_run {
+            return dry_run(&plan, entry, summary, global);
+        }
+        if !global.quiet {
+            note(&format!(
+                "restoring {} into {}",
+                entry.id,
+                plan.data_dir.display()
+            ));
+        }
+        let progress = app.progress();
+        let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), global.quiet);
+        let result = plan.run(app.config.jobs, &progress, &app.cancel);
+        drop(reporter);
+        let restored = result.map_err(|error| app.cancel.check().err().unwrap_or(error))?;
+        say(&plan, &restored);
+        report(&plan, entry, summary, &restored, global)?;
+        if verb.start {
+            let version = entry
+                .manifest
+                .as_ref()
+                .map_or(0, |one| one.server_version_num);
+            let started = started::start(&tools, version, &plan.data_dir, &app.cancel)?;
+            note(&format!(
+                "the server has recovered and runs: port {}, socket in {}, log {}",
+                started.port,
+                started.socket_dir,
+                started.log.display()
+            ));
+        }
+        Ok(())
     }
-    if !global.quiet {
-        note(&format!(
-            "restoring {} into {}",
-            entry.id,
-            plan.data_dir.display()
-        ));
-    }
-    let progress = app.progress();
-    let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), global.quiet);
-    let result = plan.run(app.config.jobs, &progress, &app.cancel);
-    drop(reporter);
-    let restored = result.map_err(|error| app.cancel.check().err().unwrap_or(error))?;
+}
+
+/// What somebody who starts the copy has to know.
+fn say(plan: &Plan<'_>, restored: &base::Restored) {
     if !restored.made.is_empty() {
         note(&format!(
             "warning: the backup holds no {}: they lay outside the data directory; minimal ones were made, look at them",
@@ -62,21 +139,31 @@ pub(super) fn restore(app: &App, verb: &Restore, dir: &Path, global: &Global) ->
         ));
     }
     note("the copy archives nothing and follows nobody: see the end of postgresql.auto.conf");
+}
+
+fn report(
+    plan: &Plan<'_>,
+    entry: &Entry,
+    summary: Option<&Summary>,
+    restored: &base::Restored,
+    global: &Global,
+) -> Result<()> {
     if global.json {
-        let mut value = plan_json(&plan, &entry);
+        let mut value = plan_json(plan, entry, summary);
         value["made"] = json!(restored.made);
         return print_json(&value);
     }
     print(&format!(
-        "restored {} into {}; start PostgreSQL {} there: pg_ctl -D {} start\n",
+        "restored {} into {}; start PostgreSQL {} there: pg_ctl -D {} start\n{}",
         entry.id,
         plan.data_dir.display(),
         plan.server_version(),
-        plan.data_dir.display()
+        plan.data_dir.display(),
+        summary.map_or("", |summary| &summary.text),
     ))
 }
 
-fn plan_json(plan: &Plan<'_>, entry: &Entry) -> serde_json::Value {
+fn plan_json(plan: &Plan<'_>, entry: &Entry, summary: Option<&Summary>) -> serde_json::Value {
     let places = plan.tablespaces.iter();
     let places: Vec<_> = places
         .map(|(oid, place)| json!({"oid": oid, "directory": place}))
@@ -89,12 +176,18 @@ fn plan_json(plan: &Plan<'_>, entry: &Entry) -> serde_json::Value {
         "bytes": plan.bytes,
         "raw_bytes": plan.raw_bytes,
         "server_version": plan.server_version(),
+        "wal": summary.map(|summary| &summary.json),
     })
 }
 
-fn dry_run(plan: &Plan<'_>, entry: &Entry, global: &Global) -> Result<()> {
+fn dry_run(
+    plan: &Plan<'_>,
+    entry: &Entry,
+    summary: Option<&Summary>,
+    global: &Global,
+) -> Result<()> {
     if global.json {
-        return print_json(&plan_json(plan, entry));
+        return print_json(&plan_json(plan, entry, summary));
     }
     let mut text = format!(
         "would restore {} into {}: {} from {} stored, PostgreSQL {}\n  reads {}\n",
@@ -108,6 +201,7 @@ fn dry_run(plan: &Plan<'_>, entry: &Entry, global: &Global) -> Result<()> {
     for (oid, place) in &plan.tablespaces {
         let _ = writeln!(text, "  tablespace {oid} into {}", place.display());
     }
+    text.push_str(summary.map_or("", |summary| &summary.text));
     print(&text)
 }
 

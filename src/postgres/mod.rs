@@ -30,6 +30,7 @@ mod row;
 pub mod server;
 mod service;
 mod settings;
+pub mod started;
 mod stream;
 mod target;
 pub mod tls;

@@ -425,7 +425,7 @@ fn end_server(child: &mut ServerChild) {
 }
 
 /// The last lines of a file, at most 4 KiB.
-fn tail(path: &Path) -> String {
+pub(super) fn tail(path: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();

@@ -17,5 +17,6 @@ pub mod select;
 mod sessions;
 pub mod space;
 mod target;
+pub mod wal;
 
 pub use target::{Place, admin_connection, exists, free_name, fresh_name, refuse_existing};

@@ -77,11 +77,7 @@ impl Streamer {
     }
 
     /// One turn of the loop: starts it where it is not, and hears of its end.
-    pub fn turn(
-        &mut self,
-        spawn: &Spawn<'_>,
-        wake: &Sender<()>,
-    ) -> Option<News> {
+    pub fn turn(&mut self, spawn: &Spawn<'_>, wake: &Sender<()>) -> Option<News> {
         let ended = self.run.as_mut().and_then(Run::exit_code);
         let news = ended.and_then(|code| self.ended(code));
         if self.run.is_none() && Instant::now() >= self.not_before {

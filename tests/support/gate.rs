@@ -2,12 +2,13 @@
 
 use std::io::copy;
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Passes connections on while it is open; lives until the process ends.
 pub(crate) struct Gate {
     pub(crate) port: u16,
+    to: Arc<AtomicU16>,
     open: Arc<AtomicBool>,
     passing: Arc<Mutex<Vec<TcpStream>>>,
 }
@@ -18,14 +19,16 @@ impl Gate {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let gate = Gate {
             port: listener.local_addr().unwrap().port(),
+            to: Arc::new(AtomicU16::new(port)),
             open: Arc::new(AtomicBool::new(true)),
             passing: Arc::default(),
         };
         let (open, passing) = (Arc::clone(&gate.open), Arc::clone(&gate.passing));
+        let to = Arc::clone(&gate.to);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 // Closed: the connection ends at once.
-                let server = TcpStream::connect(("127.0.0.1", port));
+                let server = TcpStream::connect(("127.0.0.1", to.load(Ordering::SeqCst)));
                 if let (true, Ok(server)) = (open.load(Ordering::SeqCst), server) {
                     let mut list = passing.lock().unwrap_or_else(PoisonError::into_inner);
                     list.push(client.try_clone().unwrap());
@@ -35,6 +38,13 @@ impl Gate {
             }
         });
         gate
+    }
+
+    /// Ends what passes; the next connections lead to that port.
+    pub(crate) fn lead_to(&self, port: u16) {
+        self.to.store(port, Ordering::SeqCst);
+        self.close();
+        self.open();
     }
 
     /// Ends what passes, and lets nothing through.

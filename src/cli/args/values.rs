@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 
+use crate::units::Timeline;
+
 /// PostgreSQL's `NAMEDATALEN` less one.
 const NAME_LEN_MAX: usize = 63;
 
@@ -48,6 +50,17 @@ pub(super) fn time(text: &str) -> Result<Timestamp, String> {
         .to_zoned(TimeZone::UTC)
         .map(|zoned| zoned.timestamp())
         .map_err(|_| "the time is out of range".to_owned())
+}
+
+/// A timeline; none is the newest.
+pub(super) fn timeline(text: &str) -> Result<Option<Timeline>, String> {
+    match text {
+        "latest" => Ok(None),
+        number => match number.parse() {
+            Ok(timeline) => Ok(Some(timeline)),
+            Err(_) => Err("expected `latest` or a timeline's number".to_owned()),
+        },
+    }
 }
 
 /// A tablespace that goes elsewhere.

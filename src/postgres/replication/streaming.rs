@@ -9,6 +9,8 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::client::Replication;
 use super::command::{self, SlotName};
 use super::wal::{Decoder, Message, Status};
@@ -34,14 +36,21 @@ pub struct Switch {
 /// What [`Streaming::receive`] brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received<'a> {
-    /// Bytes of WAL that begin at `start`. `sent` is how far the server's WAL went then.
+    /// Bytes of WAL that begin at `start`. `sent` is how far the server's WAL went before `time`,
+    /// the moment of its clock at which it sent them.
     Wal {
         start: Lsn,
         bytes: &'a [u8],
         sent: Lsn,
+        time: Timestamp,
     },
-    /// The server has nothing new; its WAL ends at `sent`.
-    Keepalive { sent: Lsn },
+    /// The server has sent its WAL up to `sent`. `asked`: it waits for an answer (which it got), as
+    /// it does when it stops, until all of that is confirmed.
+    Keepalive {
+        sent: Lsn,
+        time: Timestamp,
+        asked: bool,
+    },
     /// Nothing came in that time.
     Nothing,
     /// The stream is over: the timeline has ended (then where it goes on), or without a switch
@@ -153,16 +162,30 @@ impl Streaming<'_> {
                     };
                     match message {
                         None => {}
-                        Some(Message::Wal { start, count, sent }) => {
+                        Some(Message::Wal {
+                            start,
+                            count,
+                            sent,
+                            time,
+                        }) => {
                             let body = self.client.link.inbox.body(span);
                             let bytes = &body[body.len() - count..];
-                            return Ok(Received::Wal { start, bytes, sent });
+                            return Ok(Received::Wal {
+                                start,
+                                bytes,
+                                sent,
+                                time,
+                            });
                         }
-                        Some(Message::Keepalive { sent, reply }) => {
+                        Some(Message::Keepalive { sent, time, reply }) => {
                             if reply {
                                 self.report(false)?;
                             }
-                            return Ok(Received::Keepalive { sent });
+                            return Ok(Received::Keepalive {
+                                sent,
+                                time,
+                                asked: reply,
+                            });
                         }
                     }
                 }
@@ -187,6 +210,14 @@ impl Streaming<'_> {
         self.status.write = self.status.write.max(write);
         self.status.flush = self.status.flush.max(flush);
         self.report(false)
+    }
+
+    /// Asks the server how far its WAL goes now: a keepalive follows.
+    ///
+    /// # Errors
+    /// A lost connection.
+    pub fn ask(&mut self) -> Result<()> {
+        self.report(true)
     }
 
     /// Ends the stream in peace; the connection can be used again.

@@ -20,10 +20,19 @@ const KEEPALIVE_BYTES: usize = 18;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Message {
     /// The last `count` bytes of the piece are WAL from `start` on; `sent` is how far the
-    /// server's WAL went when it sent them.
-    Wal { start: Lsn, count: usize, sent: Lsn },
-    /// The server's end of WAL, and whether it wants an answer now.
-    Keepalive { sent: Lsn, reply: bool },
+    /// server's WAL went before `time`, when it sent them.
+    Wal {
+        start: Lsn,
+        count: usize,
+        sent: Lsn,
+        time: Timestamp,
+    },
+    /// How far the server has sent, when, and whether it wants an answer now.
+    Keepalive {
+        sent: Lsn,
+        time: Timestamp,
+        reply: bool,
+    },
 }
 
 /// Takes a stream apart.
@@ -33,6 +42,8 @@ pub(super) struct Decoder {
     next: Lsn,
     /// The server's end of WAL, by its last message.
     sent: Lsn,
+    /// By the server's clock, when it sent that.
+    time: Timestamp,
     header: [u8; WAL_HEADER_BYTES],
     /// Bytes of the header that came; all of them: WAL follows.
     have: usize,
@@ -44,6 +55,7 @@ impl Decoder {
         Decoder {
             next: start,
             sent: start,
+            time: Timestamp::UNIX_EPOCH,
             header: [0; WAL_HEADER_BYTES],
             have: 0,
         }
@@ -91,6 +103,7 @@ impl Decoder {
             let mut fields = Fields(&self.header[1..]);
             let start = lsn(&mut fields)?;
             self.sent = lsn(&mut fields)?;
+            self.time = time(&mut fields)?;
             if start != self.next {
                 return Err(Error::damage(format!(
                     "the server sent WAL from {start} on where {} was next",
@@ -105,15 +118,17 @@ impl Decoder {
             start,
             count: bytes.len(),
             sent: self.sent,
+            time: self.time,
         }))
     }
 
     fn keepalive(&mut self) -> Result<Message> {
         let mut fields = Fields(&self.header[1..KEEPALIVE_BYTES]);
         self.sent = lsn(&mut fields)?;
-        fields.bytes(8)?;
+        self.time = time(&mut fields)?;
         Ok(Message::Keepalive {
             sent: self.sent,
+            time: self.time,
             reply: fields.u8()? != 0,
         })
     }
@@ -128,6 +143,14 @@ fn lsn(fields: &mut Fields) -> Result<Lsn> {
     let mut number = [0; 8];
     number.copy_from_slice(fields.bytes(8)?);
     Ok(Lsn(u64::from_be_bytes(number)))
+}
+
+/// A moment of the server's clock; one that no calendar has is the epoch.
+fn time(fields: &mut Fields) -> Result<Timestamp> {
+    let mut number = [0; 8];
+    number.copy_from_slice(fields.bytes(8)?);
+    let since_epoch = i64::from_be_bytes(number).saturating_add(EPOCH_MICROSECONDS);
+    Ok(Timestamp::from_microsecond(since_epoch).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
 /// Our standby status update.

@@ -12,6 +12,11 @@ fn wal_message(start: u64, end: u64, bytes: &[u8]) -> Vec<u8> {
     body
 }
 
+/// The moment that the messages here carry.
+fn sent_at() -> Timestamp {
+    "2000-01-01T00:00:00.000042Z".parse().unwrap()
+}
+
 fn keepalive(end: u64, reply: u8) -> Vec<u8> {
     let mut body = vec![b'k'];
     for number in [end, 42] {
@@ -56,13 +61,13 @@ proptest! {
             let Some(bytes) = message else {
                 let found = feed(&mut decoder, &keepalive(at + 7, 1), &sizes).unwrap();
                 prop_assert_eq!(found.len(), 1);
-                prop_assert_eq!(found[0].0, Message::Keepalive { sent: Lsn(at + 7), reply: true });
+                prop_assert_eq!(found[0].0, Message::Keepalive { sent: Lsn(at + 7), time: sent_at(), reply: true });
                 continue;
             };
             sent.extend_from_slice(&bytes);
             for (message, piece) in feed(&mut decoder, &wal_message(at, at + 9, &bytes), &sizes).unwrap() {
                 let expected = Lsn(start + received.len() as u64);
-                prop_assert_eq!(message, Message::Wal { start: expected, count: piece.len(), sent: Lsn(at + 9) });
+                prop_assert_eq!(message, Message::Wal { start: expected, count: piece.len(), sent: Lsn(at + 9), time: sent_at() });
                 received.extend_from_slice(&piece);
             }
         }

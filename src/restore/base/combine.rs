@@ -142,7 +142,7 @@ fn mapping(old: &Path, new: &Path) -> Result<String> {
     Ok(format!("{}={}", escape(old)?, escape(new)?))
 }
 
-fn give_all(dir: &Path, owner: Owner) -> Result<()> {
+pub(super) fn give_all(dir: &Path, owner: Owner) -> Result<()> {
     owner.give(dir)?;
     for entry in fs::read_dir(dir).context(|| dir.display().to_string())? {
         let entry = entry.context(|| dir.display().to_string())?;

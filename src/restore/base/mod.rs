@@ -13,6 +13,7 @@
 mod combine;
 mod extract;
 mod neutral;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use self::extract::{Extract, Owner, link_tablespaces};
+pub use self::recovery::Recovery;
 use crate::archive::{Artefact, Identities, Index};
 use crate::cancel::Token;
 use crate::catalog::layout::base_key;
@@ -44,6 +46,8 @@ pub struct Order<'a> {
     pub tools: &'a Tools,
     /// What opens those that are encrypted.
     pub identities: Option<&'a Identities>,
+    /// None: the server recovers to the backup's own end.
+    pub recovery: Option<Recovery<'a>>,
 }
 
 /// What will be done; everything in it was found to be there.
@@ -58,6 +62,7 @@ pub struct Plan<'a> {
     steps: Vec<Step<'a>>,
     combine: Option<Program>,
     moved: bool,
+    recovery: Option<Recovery<'a>>,
 }
 
 /// One backup of the chain.
@@ -83,7 +88,7 @@ pub struct Restored {
 /// # Errors
 /// `Damage` for an artefact that is missing or cut, `Usage` for a directory that is not empty, a
 /// mapping that fits nothing, or when `pg_combinebackup` is missing.
-pub fn plan<'a>(order: &Order<'a>) -> Result<Plan<'a>> {
+pub fn plan<'a>(order: Order<'a>) -> Result<Plan<'a>> {
     let mut steps = Vec::new();
     for entry in &order.chain {
         steps.push(step(order.store, entry, order.identities)?);
@@ -111,13 +116,14 @@ pub fn plan<'a>(order: &Order<'a>) -> Result<Plan<'a>> {
     let files = steps.iter().flat_map(|step| step.manifest.files());
     Ok(Plan {
         store: order.store,
-        data_dir: order.data_dir.clone(),
+        data_dir: order.data_dir,
         tablespaces,
         bytes: files.map(|file| file.bytes).sum(),
         raw_bytes: steps.iter().map(|step| step.manifest.raw_bytes).sum(),
         steps,
         combine,
         moved,
+        recovery: order.recovery,
     })
 }
 
@@ -251,8 +257,11 @@ impl Plan<'_> {
     /// holds a part, and no `pg_control`.
     pub fn run(&self, threads: usize, progress: &Progress, cancel: &Token) -> Result<Restored> {
         progress.add_expected(self.raw_bytes);
+        let owner = self.owner()?;
+        if let Some(recovery) = &self.recovery {
+            recovery.stage(&self.data_dir, (owner, threads), progress, cancel)?;
+        }
         let work = || -> Result<Restored> {
-            let owner = self.owner()?;
             for place in std::iter::once(&self.data_dir)
                 .chain(self.tablespaces.iter().map(|(_, place)| place))
             {
@@ -358,6 +367,9 @@ impl Plan<'_> {
                 Extract::new(&wal, &[], owner, progress).run(source, threads, cancel)?;
             }
         }
+        if let Some(recovery) = &self.recovery {
+            recovery.place(&self.data_dir, owner)?;
+        }
         let made = self.settle(step, owner)?;
         cancel.check()?;
         let path = self.data_dir.join("global/pg_control");
@@ -385,7 +397,7 @@ impl Plan<'_> {
         let auto = self.data_dir.join("postgresql.auto.conf");
         append(
             &auto,
-            &neutral::settings(step.manifest.server_version_num),
+            &neutral::settings(step.manifest.server_version_num, self.recovery.as_ref()),
             owner,
         )?;
         write(&self.data_dir.join("recovery.signal"), b"", owner)?;

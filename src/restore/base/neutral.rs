@@ -1,16 +1,18 @@
 //! What keeps a restored server from reaching into production, and makes it recover to the
-//! backup's own end. Pure.
+//! backup's own end, or to a moment behind it. Pure.
 //!
 //! Lines for the end of `postgresql.auto.conf`, which is read last: of several values for one
 //! setting, the last one counts.
 
 use std::collections::BTreeMap;
 
+use super::recovery::Recovery;
+
 /// Told apart from a person's settings.
 pub(super) const HEAD: &str = "# Added by pgark restore: this server is a copy.";
 
 /// The settings for a server of this version.
-pub(super) fn settings(version: u32) -> String {
+pub(super) fn settings(version: u32, recovery: Option<&Recovery<'_>>) -> String {
     let mut lines = vec![
         HEAD.to_owned(),
         "# It archives nothing, follows nobody, waits for no standby and applies no publication."
@@ -18,7 +20,7 @@ pub(super) fn settings(version: u32) -> String {
         "# Before it takes the place of the lost server, remove what you need from here."
             .to_owned(),
     ];
-    let mut set = |name: &str, value: &str| lines.push(format!("{name} = '{value}'"));
+    let mut set = |name: &str, value: &str| lines.push(format_line(name, value));
     for (name, value) in [
         ("archive_mode", "off"),
         ("archive_command", ""),
@@ -46,6 +48,15 @@ pub(super) fn settings(version: u32) -> String {
     if version >= 170_000 {
         set("sync_replication_slots", "off");
         set("synchronized_standby_slots", "");
+    }
+    if let Some(recovery) = recovery {
+        // Of several values the last one counts; two targets at once are refused.
+        set("recovery_target", "");
+        set("restore_command", &recovery.restore_command);
+        set("recovery_end_command", &recovery.recovery_end_command);
+        for (name, value) in &recovery.settings {
+            set(name, value);
+        }
     }
     let mut text = String::from("\n");
     for line in lines {
@@ -88,8 +99,12 @@ pub(super) fn configuration(found: &BTreeMap<String, String>) -> [(&'static str,
 }
 
 fn format_setting(name: &str, value: &str) -> String {
+    format!("{}\n", format_line(name, value))
+}
+
+fn format_line(name: &str, value: &str) -> String {
     let quoted = value.replace('\\', "\\\\").replace('\'', "''");
-    format!("{name} = '{quoted}'\n")
+    format!("{name} = '{quoted}'")
 }
 
 #[cfg(test)]
@@ -98,7 +113,7 @@ mod tests {
 
     #[test]
     fn every_way_into_production_is_closed() {
-        let text = settings(170_000);
+        let text = settings(170_000, None);
         for line in [
             "archive_mode = 'off'",
             "archive_library = ''",
@@ -110,8 +125,33 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}");
         }
-        assert!(!settings(140_000).contains("archive_library"));
-        assert!(!settings(160_000).contains("sync_replication_slots"));
+        assert!(!settings(140_000, None).contains("archive_library"));
+        assert!(!settings(160_000, None).contains("sync_replication_slots"));
+    }
+
+    #[test]
+    fn a_moment_goes_before_the_end_of_the_backup() {
+        let recovery = Recovery {
+            settings: vec![("recovery_target_name", "it's".to_owned())],
+            restore_command: "'/a b/pgark' wal-get %f %p".to_owned(),
+            recovery_end_command: String::new(),
+            fetch: None,
+        };
+        let text = settings(170_000, Some(&recovery));
+        let last = |name: &str| {
+            let mut lines = text.lines().rev();
+            let found = lines.find(|line| line.starts_with(&format!("{name} = ")));
+            found.unwrap().to_owned()
+        };
+        assert_eq!(last("recovery_target"), "recovery_target = ''");
+        assert_eq!(
+            last("recovery_target_name"),
+            "recovery_target_name = 'it''s'"
+        );
+        assert_eq!(
+            last("restore_command"),
+            "restore_command = '''/a b/pgark'' wal-get %f %p'"
+        );
     }
 
     #[test]

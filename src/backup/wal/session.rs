@@ -1,0 +1,410 @@
+//! One connection: who the server is, the slot, the stream to its end.
+//!
+//! Invariants: the cluster is the one that the stream began with; a history is stored before any WAL of
+//! its timeline; every page is looked at before it is kept; what is confirmed is durable, and never
+//! more. WAL that the server has removed is a gap, which is noted, passed over and then reported.
+//!
+//! A lost connection leaves what was synced or stored; the next one begins with the open segment anew.
+
+use std::time::{Duration, Instant};
+
+use super::guard::report;
+use super::position::{self, Place};
+use super::spool::Taken;
+use super::stream::Life;
+use crate::archive::wal::PageCheck;
+use crate::error::{Error, Kind, Result};
+use crate::postgres::Client;
+use crate::postgres::replication::{Received, Replication, SlotState, Streaming, Switch, System};
+use crate::units::{Lsn, SegmentSize, TimelineHistory};
+
+/// So long the socket is waited on.
+const WAIT: Duration = Duration::from_secs(1);
+/// So long bytes may lie unsynced while more come.
+const SYNC_INTERVAL: Duration = Duration::from_millis(100);
+/// So long they wait for more to come, where no transaction waits for them.
+const SYNC_DELAY: Duration = Duration::from_millis(50);
+/// So many are synced at once at most.
+const SYNC_BYTES: u64 = 1 << 20;
+/// A silent server is asked so often how far its WAL goes: the answer says until when nothing is missing.
+const ASK_INTERVAL: Duration = Duration::from_secs(2);
+/// While WAL waits to be stored, the socket is left that often to look whether it was.
+const STORE_WAIT: Duration = Duration::from_millis(200);
+/// How long the end waits for the store.
+const FLUSH_MAX: Duration = Duration::from_secs(3);
+/// A server that stops asks again and again until everything is confirmed. After so long it is left
+/// alone: the slot keeps what is missing.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
+const SHUTDOWN_ASKS: u32 = 10;
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// As it was asked to.
+    Stopped,
+    /// To begin anew at once: a timeline has ended, or a gap was noted.
+    Again,
+    /// The backlog is full.
+    NoRoom,
+    /// The server stops.
+    ServerLeft,
+}
+
+pub(super) struct Session<'s, 'a> {
+    pub life: &'s mut Life<'a>,
+}
+
+impl Session<'_, '_> {
+    pub(super) fn run(mut self) -> Result<End> {
+        if self.is_over() {
+            return Ok(End::Stopped);
+        }
+        let mut link = Replication::connect(&(self.life.stream.target)()?)?;
+        let system = link.identify()?;
+        if system.id != self.life.shelf.system {
+            return Err(Error::usage(format!(
+                "the server is the cluster {} now; the stream is of {}",
+                system.id, self.life.shelf.system
+            ))
+            .hint("nothing of it was stored. Look where DB_HOST leads; if the cluster is a new one on purpose (pg_upgrade, initdb), start pgark again: its WAL gets a folder of its own"));
+        }
+        let history = self.histories(&mut link, system)?;
+        let restart = self.slot(&mut link)?;
+        let size = self.life.shelf.size;
+        if let Some(open) = self.life.tail.lock().open.as_ref() {
+            self.life.known.insert(open.name.timeline(), open.start);
+        }
+        let begin = position::begin(&self.life.known, &history, restart, size);
+        let Life { spool, tail, .. } = &mut *self.life;
+        spool.begin(tail, begin.timeline, begin.at, size)?;
+        {
+            let mut state = tail.lock();
+            state.catch_up = system.flushed;
+            state.moments.restart();
+        }
+        // A standby's clock says nothing of what its primary has committed.
+        let clock = link.parameter("in_hot_standby") != Some("on");
+        let ended = self.stream(&mut link, begin, clock);
+        match ended {
+            Err(error) if error.is_sqlstate("58P01") => {
+                self.pass_over(&mut link, begin, &history, &error)?;
+                Ok(End::Again)
+            }
+            // The slot was invalidated: it holds nothing any more.
+            Err(error) if error.is_sqlstate("55000") && !link.is_broken() => {
+                let slot = &self.life.stream.options.slot;
+                (self.life.stream.say)(&format!("warning: the slot {slot} is lost: {error}"));
+                link.drop_slot(slot)?;
+                Ok(End::Again)
+            }
+            other => other,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let state = self.life.tail.lock();
+        state.stop || state.failure.is_some() || state.verdict.is_some()
+    }
+
+    /// Stores the histories of what can come; gives that of the server.
+    fn histories(&mut self, link: &mut Replication, system: System) -> Result<TimelineHistory> {
+        let first = TimelineHistory::first();
+        if system.timeline == first.timeline() {
+            return Ok(first);
+        }
+        let own = link.timeline_history(system.timeline)?;
+        for (timeline, _) in own.history.ancestors() {
+            if *timeline == first.timeline() || self.life.histories.contains(timeline) {
+                continue;
+            }
+            // An old one may be gone from the server; the newer ones tell what it told.
+            match link.timeline_history(*timeline) {
+                Ok(file) => self.life.store_history(*timeline, &file.content)?,
+                Err(_) if !link.is_broken() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.life.store_history(system.timeline, &own.content)?;
+        Ok(own.history)
+    }
+
+    /// From where on the slot keeps WAL; it is created if it is not there.
+    fn slot(&self, link: &mut Replication) -> Result<Lsn> {
+        let name = &self.life.stream.options.slot;
+        match self.read_slot(link)? {
+            Some(SlotState {
+                restart: Some(restart),
+                ..
+            }) => return Ok(restart),
+            // Invalidated, or made without a reserve: it holds nothing.
+            Some(_) => link.drop_slot(name)?,
+            None => {}
+        }
+        link.create_slot(name, false)?;
+        (self.life.stream.say)(&format!(
+            "the slot {name} holds WAL on the server from now on"
+        ));
+        let created = self.read_slot(link)?.and_then(|slot| slot.restart);
+        created.ok_or_else(|| Error::failed(format!("the slot {name} holds no WAL")))
+    }
+
+    fn read_slot(&self, link: &mut Replication) -> Result<Option<SlotState>> {
+        let name = &self.life.stream.options.slot;
+        match link.read_slot(name) {
+            // Before PostgreSQL 15.
+            Err(error) if error.kind == Kind::Usage => {
+                let mut client = Client::connect(&(self.life.stream.sql_target)()?)?;
+                Ok(report(&mut client, name)?.map(|seen| SlotState {
+                    restart: seen.restart,
+                    timeline: None,
+                }))
+            }
+            other => other,
+        }
+    }
+
+    /// The server has no WAL any more where the stream should go on: it goes on where the slot begins.
+    fn pass_over(
+        &mut self,
+        link: &mut Replication,
+        begin: Place,
+        history: &TimelineHistory,
+        error: &Error,
+    ) -> Result<()> {
+        if link.is_broken() {
+            return Err(error.clone());
+        }
+        let restart = self.slot(link)?;
+        let size = self.life.shelf.size;
+        let at = restart.segment_start(size);
+        let timeline = history.at(restart);
+        if at <= begin.at && timeline == begin.timeline {
+            return Err(error.clone());
+        }
+        (self.life.stream.say)(&format!(
+            "warning: a gap: the server has removed the WAL from {} on, which was not received; the stream goes on at {at} ({error})",
+            begin.at
+        ));
+        let Life { spool, tail, .. } = &mut *self.life;
+        spool.close(tail)?;
+        self.life.known.clear();
+        self.life.known.insert(timeline, at);
+        let from = self.life.gap.map_or(begin.at, |(from, _)| from);
+        self.life.gap = Some((from, at));
+        Ok(())
+    }
+
+    fn stream(&mut self, link: &mut Replication, begin: Place, clock: bool) -> Result<End> {
+        let slot = self.life.stream.options.slot.clone();
+        let mut stream = link.stream(Some(&slot), begin.at, begin.timeline)?;
+        let size = self.life.shelf.size;
+        let mut flow = Flow::new(
+            PageCheck::new(self.life.shelf.system, size, begin.timeline),
+            clock,
+        );
+        loop {
+            if self.is_over() {
+                return self.stop(stream);
+            }
+            self.report_gap()?;
+            let Some(end) = self.step(&mut stream, &mut flow, begin, size)? else {
+                continue;
+            };
+            if end == End::NoRoom {
+                // In peace, so that the slot is free for the next one.
+                stream.stop()?;
+            }
+            return Ok(end);
+        }
+    }
+
+    /// What comes next, and what follows from it.
+    fn step(
+        &mut self,
+        stream: &mut Streaming<'_>,
+        flow: &mut Flow,
+        begin: Place,
+        size: SegmentSize,
+    ) -> Result<Option<End>> {
+        let Life { spool, tail, .. } = &mut *self.life;
+        let position = stream.position();
+        let wait = flow.wait(tail.lock().prompt, flow.confirmed < position);
+        let mut quiet = false;
+        match stream.receive(wait)? {
+            Received::Wal {
+                start,
+                bytes,
+                sent,
+                time,
+            } => {
+                flow.check.feed(start, bytes)?;
+                if spool.append(tail, start, bytes, size)? == Taken::NoRoom {
+                    return Ok(Some(End::NoRoom));
+                }
+                flow.came(bytes.len() as u64);
+                if flow.clock {
+                    tail.hear(sent, time);
+                }
+            }
+            Received::Keepalive { sent, time, asked } => {
+                if flow.clock {
+                    tail.hear(sent, time);
+                }
+                flow.heard = Instant::now();
+                if flow.is_left_waiting(asked && flow.confirmed < sent) {
+                    return Ok(Some(End::ServerLeft));
+                }
+                if asked {
+                    quiet = true;
+                    // It stops as soon as everything is confirmed.
+                    tail.lock().flush = true;
+                    tail.ring();
+                }
+            }
+            Received::Nothing => quiet = true,
+            Received::End(switch) => return self.ended(begin, position, switch).map(Some),
+        }
+        let position = stream.position();
+        if flow.is_sync_due(quiet) {
+            spool.sync(tail)?;
+            flow.synced();
+        }
+        let durable = tail.lock().durable.min(position);
+        if durable > flow.confirmed {
+            stream.confirm(position, durable)?;
+            flow.confirmed = durable;
+        } else if flow.is_silent() {
+            stream.ask()?;
+        }
+        Ok(None)
+    }
+
+    /// The server has ended the stream.
+    fn ended(&mut self, begin: Place, position: Lsn, switch: Option<Switch>) -> Result<End> {
+        let Life { spool, tail, .. } = &mut *self.life;
+        spool.sync(tail)?;
+        let Some(switch) = switch else {
+            return Ok(End::ServerLeft);
+        };
+        if position != switch.at {
+            return Err(Error::failed(format!(
+                "timeline {} ends at {}, but WAL came up to {position}",
+                begin.timeline, switch.at
+            )));
+        }
+        spool.close(tail)?;
+        self.life.known.insert(begin.timeline, switch.at);
+        (self.life.stream.say)(&format!(
+            "timeline {} ends at {}; timeline {} goes on",
+            begin.timeline, switch.at, switch.timeline
+        ));
+        Ok(End::Again)
+    }
+
+    /// Everything that came is stored and confirmed, then the stream ends in peace.
+    fn stop(&mut self, mut stream: Streaming<'_>) -> Result<End> {
+        let position = stream.position();
+        let Life { spool, tail, .. } = &mut *self.life;
+        let mut durable = spool.sync(tail)?;
+        if durable < position {
+            durable = tail.flush(position, FLUSH_MAX);
+        }
+        stream.confirm(position, durable.min(position))?;
+        stream.stop()?;
+        Ok(End::Stopped)
+    }
+
+    /// A gap is reported once something behind it is durable: from there on the next stream goes on.
+    fn report_gap(&self) -> Result<()> {
+        let Some((from, to)) = self.life.gap else {
+            return Ok(());
+        };
+        if self.life.tail.lock().durable <= to {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Partial,
+            format!(
+                "the WAL from {from} to {to} is lost: the server removed it before it was received"
+            ),
+        )
+        .hint("moments within cannot be restored; a base backup taken now begins a new window"))
+    }
+}
+
+/// What one stream keeps in mind.
+struct Flow {
+    check: PageCheck,
+    /// Whether the server's clock tells until when nothing is missing.
+    clock: bool,
+    confirmed: Lsn,
+    heard: Instant,
+    asked: Instant,
+    /// Since when bytes lie unsynced, and how many.
+    unsynced: Option<(Instant, u64)>,
+    /// Since when the server waits for a confirmation, and how often it asked.
+    left_waiting: Option<(Instant, u32)>,
+}
+
+impl Flow {
+    fn new(check: PageCheck, clock: bool) -> Flow {
+        let now = Instant::now();
+        Flow {
+            check,
+            clock,
+            confirmed: Lsn::INVALID,
+            heard: now,
+            asked: now,
+            unsynced: None,
+            left_waiting: None,
+        }
+    }
+
+    fn came(&mut self, bytes: u64) {
+        self.heard = Instant::now();
+        self.left_waiting = None;
+        let (since, before) = self.unsynced.unwrap_or((self.heard, 0));
+        self.unsynced = Some((since, before + bytes));
+    }
+
+    /// How long the socket may be waited on.
+    fn wait(&self, prompt: bool, unconfirmed: bool) -> Duration {
+        match self.unsynced {
+            Some(_) if prompt => Duration::ZERO,
+            Some((since, _)) => SYNC_DELAY.saturating_sub(since.elapsed()),
+            None if unconfirmed => STORE_WAIT,
+            None => WAIT,
+        }
+    }
+
+    /// Nothing more is at hand, or enough has come.
+    fn is_sync_due(&self, quiet: bool) -> bool {
+        self.unsynced.is_some_and(|(since, bytes)| {
+            quiet || bytes >= SYNC_BYTES || since.elapsed() >= SYNC_INTERVAL
+        })
+    }
+
+    fn synced(&mut self) {
+        self.unsynced = None;
+    }
+
+    /// Whether the server shall be asked.
+    fn is_silent(&mut self) -> bool {
+        let silent = self.heard.elapsed().min(self.asked.elapsed()) >= ASK_INTERVAL;
+        if silent {
+            self.asked = Instant::now();
+        }
+        silent
+    }
+
+    /// Notes that the server waits; true: it has waited long enough.
+    fn is_left_waiting(&mut self, waits: bool) -> bool {
+        if !waits {
+            self.left_waiting = None;
+            return false;
+        }
+        let (since, count) = self.left_waiting.unwrap_or((Instant::now(), 0));
+        self.left_waiting = Some((since, count + 1));
+        count >= SHUTDOWN_ASKS && since.elapsed() >= SHUTDOWN_MAX
+    }
+}

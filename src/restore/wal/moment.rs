@@ -1,0 +1,532 @@
+//! From what `--at` says to a base backup, the WAL behind it and what the server is told: a plan for
+//! which everything was found to be there.
+//!
+//! The server gets a target at which an end of WAL before it is fatal, so that it never promotes too
+//! early. What it cannot find itself (a time after the last commit) becomes the position of the
+//! last whole record.
+//!
+//! Invariants: the base backup lies on the target's history and holds nothing from after the target;
+//! the WAL goes on without a gap to where the server will stop. Reads only.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use jiff::Timestamp;
+
+use super::line::Line;
+use super::read::Source;
+use super::search::Searched;
+use super::target::{Aim, Target};
+use crate::archive::Identities;
+use crate::archive::wal::{Event, Record};
+use crate::cancel::Token;
+use crate::catalog::list::Entry;
+use crate::catalog::manifest::BaseRecord;
+use crate::catalog::wal::{Reached, WalArchive, reached};
+use crate::error::{Error, Kind, Result};
+use crate::store::Store;
+use crate::units::{Lsn, SegmentSize, SystemId, Timeline, TimelineHistory};
+
+/// How far before a backup the newest commit is looked for, in segments.
+const LOOK_BACK: u64 = 64;
+
+/// The archived WAL of one cluster in one store, with everything that tells about it.
+pub struct Archive {
+    pub wal: WalArchive,
+    pub reached: Option<Reached>,
+    pub histories: BTreeMap<Timeline, TimelineHistory>,
+}
+
+impl Archive {
+    /// Lists it and reads its history files.
+    ///
+    /// # Errors
+    /// As the store; `Damage` for a history that is none.
+    pub fn load(store: &dyn Store, system: SystemId) -> Result<Archive> {
+        let wal = WalArchive::load(store, system)?;
+        let mut histories = BTreeMap::from([(Timeline::FIRST, TimelineHistory::first())]);
+        for timeline in wal.histories() {
+            histories.insert(timeline, wal.history(store, timeline)?);
+        }
+        Ok(Archive {
+            reached: reached(store, system)?,
+            wal,
+            histories,
+        })
+    }
+}
+
+/// A base backup that may serve.
+#[derive(Clone, Copy)]
+pub struct Candidate<'a> {
+    pub entry: &'a Entry,
+    pub base: &'a BaseRecord,
+}
+
+impl<'a> Candidate<'a> {
+    /// None for what is no base backup, or has no manifest.
+    #[must_use]
+    pub fn of(entry: &'a Entry) -> Option<Candidate<'a>> {
+        let base = entry.manifest.as_ref()?.base.as_ref()?;
+        Some(Candidate { entry, base })
+    }
+
+    /// The cluster that it is of.
+    #[must_use]
+    pub fn system(&self) -> Option<SystemId> {
+        let manifest = self.entry.manifest.as_ref()?;
+        manifest.system_identifier.as_ref()?.parse().ok()
+    }
+}
+
+/// What recovery stops at, as the server is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    Lsn(Lsn),
+    Time(Timestamp),
+    Xid(u64),
+    Name(String),
+    /// The end of the backup itself: nothing came after it.
+    BackupEnd,
+}
+
+/// The plan's part about WAL.
+pub struct Moment<'a> {
+    pub base: Candidate<'a>,
+    pub goal: Goal,
+    pub exclusive: bool,
+    pub timeline: Timeline,
+    pub line: Line<'a>,
+    /// The segments of the line that are needed.
+    pub range: Range<usize>,
+    /// The record that the server stops at, where one was looked for.
+    pub stop: Option<Record>,
+}
+
+/// What is wanted, and of what.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    pub store: &'a dyn Store,
+    pub archive: &'a Archive,
+    pub identities: Option<&'a Identities>,
+    pub target: &'a Target,
+    /// None: the newest whose history has a base backup.
+    pub timeline: Option<Timeline>,
+    pub threads: usize,
+    pub cancel: &'a Token,
+}
+
+impl<'a> Wanted<'a> {
+    /// Finds the base backup and the WAL. `candidates` are good, of one cluster.
+    ///
+    /// # Errors
+    /// `Unreachable`, with the nearest moment that can be reached; `Damage` for WAL that is not right;
+    /// as the store.
+    pub fn find(&self, candidates: &[Candidate<'a>]) -> Result<Moment<'a>> {
+        let (history, mut bases) = self.line_of(candidates)?;
+        bases.sort_by_key(|one| std::cmp::Reverse(one.base.end_lsn));
+        match &self.target.aim {
+            Aim::Latest => self.latest(history, &bases),
+            Aim::Lsn(lsn) => self.lsn(history, &bases, *lsn),
+            Aim::Time { time, .. } => self.time(history, &bases, *time),
+            Aim::Xid(xid) => {
+                // PostgreSQL compares what a record holds: the lower half.
+                let low = u32::try_from(xid & 0xFFFF_FFFF).unwrap_or_default();
+                let wanted = |record: &Record| match record.event {
+                    Event::Commit { xid, .. } | Event::Abort { xid, .. } => xid == low,
+                    Event::RestorePoint { .. } => false,
+                };
+                self.event(history, &bases, &wanted, Goal::Xid(*xid))
+            }
+            Aim::Name(name) => {
+                let wanted = |record: &Record| matches!(&record.event, Event::RestorePoint { name: found, .. } if found == name);
+                self.event(history, &bases, &wanted, Goal::Name(name.clone()))
+            }
+        }
+    }
+
+    /// The history to follow, and the backups on it.
+    fn line_of(
+        &self,
+        candidates: &[Candidate<'a>],
+    ) -> Result<(&'a TimelineHistory, Vec<Candidate<'a>>)> {
+        let histories = &self.archive.histories;
+        let on = |history: &TimelineHistory| -> Vec<Candidate<'a>> {
+            let bases = candidates.iter();
+            let bases =
+                bases.filter(|one| history.contains(one.base.end_timeline, one.base.end_lsn));
+            bases.copied().collect()
+        };
+        let wanted = histories.values().rev();
+        let mut wanted =
+            wanted.filter(|one| self.timeline.is_none_or(|only| only == one.timeline()));
+        let found = wanted.find_map(|history| {
+            Some((history, on(history))).filter(|(_, bases)| !bases.is_empty())
+        });
+        found.ok_or_else(|| {
+            let known = histories
+                .keys()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", ");
+            match self.timeline {
+                Some(only) => unreachable(format!(
+                    "no good base backup lies on the history of timeline {only}"
+                ))
+                .hint(format!("timelines in {}: {known}", self.store.describe())),
+                None => unreachable(
+                    "no good base backup lies on a timeline that the archive knows".to_owned(),
+                )
+                .hint(format!(
+                    "timelines in {}: {known}; `pgark backup --base` takes a backup",
+                    self.store.describe()
+                )),
+            }
+        })
+    }
+
+    fn source(&self, base: &BaseRecord) -> Source<'a> {
+        Source {
+            store: self.store,
+            system: self.archive.wal.system,
+            size: base.wal_segment_bytes,
+            identities: self.identities,
+        }
+    }
+
+    fn line(&self, base: &BaseRecord, history: &'a TimelineHistory, from: Lsn) -> Result<Line<'a>> {
+        Line::along(self.source(base), &self.archive.wal, history, from)
+    }
+
+    fn searched<'b>(&self, line: &'b Line<'a>) -> Searched<'b>
+    where
+        'a: 'b,
+    {
+        Searched {
+            line,
+            threads: self.threads,
+            cancel: self.cancel,
+        }
+    }
+
+    fn moment(
+        &self,
+        base: Candidate<'a>,
+        line: Line<'a>,
+        goal: Goal,
+        until: Lsn,
+        stop: Option<Record>,
+    ) -> Result<Moment<'a>> {
+        let range = if goal == Goal::BackupEnd {
+            0..0
+        } else {
+            line.until(until)
+        };
+        if let Some(file) = line.empty_file(range.clone()) {
+            return Err(
+                Error::damage(format!("{file} in {} is empty", self.store.describe()))
+                    .hint("another store may hold it whole: --store NAME"),
+            );
+        }
+        Ok(Moment {
+            base,
+            goal,
+            exclusive: self.target.exclusive,
+            timeline: line.history.timeline(),
+            line,
+            range,
+            stop,
+        })
+    }
+
+    /// As far as a line goes: the last whole record, if one begins behind the backup.
+    fn end(&self, base: Candidate<'a>, line: &Line<'a>) -> Result<Option<(Lsn, Lsn)>> {
+        let end = self.searched(line).end()?;
+        Ok(end.filter(|(begin, _)| *begin >= base.base.end_lsn))
+    }
+
+    fn to_the_end(&self, base: Candidate<'a>, line: Line<'a>) -> Result<Moment<'a>> {
+        match self.end(base, &line)? {
+            Some((begin, end)) => self.moment(base, line, Goal::Lsn(begin), end, None),
+            None => self.moment(base, line, Goal::BackupEnd, base.base.end_lsn, None),
+        }
+    }
+
+    fn latest(&self, history: &'a TimelineHistory, bases: &[Candidate<'a>]) -> Result<Moment<'a>> {
+        let base = newest(bases)?;
+        let line = self.line(base.base, history, base.base.end_lsn)?;
+        if line.segments.is_empty() {
+            return Err(unreachable(format!(
+                "{} holds no WAL that follows {}",
+                self.store.describe(),
+                base.entry.id
+            ))
+            .hint(
+                "without --at it comes back to its own end; WAL_STREAMING=on keeps what follows",
+            ));
+        }
+        self.to_the_end(base, line)
+    }
+
+    fn lsn(
+        &self,
+        history: &'a TimelineHistory,
+        bases: &[Candidate<'a>],
+        lsn: Lsn,
+    ) -> Result<Moment<'a>> {
+        let Some(base) = bases.iter().find(|one| one.base.end_lsn <= lsn).copied() else {
+            return Err(self.too_early(bases, format!("LSN {lsn}")));
+        };
+        let line = self.line(base.base, history, base.base.end_lsn)?;
+        if lsn >= line.from
+            && line.place(lsn) < line.segments.len()
+            && let Some(end) = self.searched(&line).record_from(lsn)?
+        {
+            return self.moment(base, line, Goal::Lsn(lsn), end, None);
+        }
+        Err(
+            self.too_late(base, &line, &format!("LSN {lsn}"), &|_, other| {
+                Ok(self
+                    .end(base, other)?
+                    .is_some_and(|(begin, _)| lsn <= begin))
+            })?,
+        )
+    }
+
+    fn is_after(&self, time: Timestamp) -> impl Fn(Timestamp) -> bool + Sync + use<> {
+        let exclusive = self.target.exclusive;
+        move |ended: Timestamp| ended > time || (exclusive && ended == time)
+    }
+
+    fn time(
+        &self,
+        history: &'a TimelineHistory,
+        bases: &[Candidate<'a>],
+        time: Timestamp,
+    ) -> Result<Moment<'a>> {
+        let mut chosen = None;
+        for base in bases {
+            if self.is_before(history, base, time)? {
+                chosen = Some(*base);
+                break;
+            }
+        }
+        let Some(base) = chosen else {
+            return Err(self.too_early(bases, time.to_string()));
+        };
+        let line = self.line(base.base, history, base.base.end_lsn)?;
+        let found = self.searched(&line).ended_after(0, &self.is_after(time))?;
+        if let Some(stop) = found.filter(|record| record.lsn >= base.base.end_lsn) {
+            let until = stop.end;
+            return self.moment(base, line, Goal::Time(time), until, Some(stop));
+        }
+        if self.is_covered(&line, time)? {
+            return self.to_the_end(base, line);
+        }
+        Err(
+            self.too_late(base, &line, &time.to_string(), &|searched, _| {
+                let found = searched.ended_after(0, &self.is_after(time))?;
+                Ok(found.is_some())
+            })?,
+        )
+    }
+
+    /// Whether all that a backup holds was done by then. The server's own clock tells, by the newest
+    /// commit before the backup's end; where there is none to be seen, pgark's.
+    fn is_before(
+        &self,
+        history: &'a TimelineHistory,
+        one: &Candidate<'a>,
+        time: Timestamp,
+    ) -> Result<bool> {
+        let base = one.base;
+        let size = base.wal_segment_bytes;
+        let mut from = base.end_lsn.segment_start(size);
+        let whole = |at: Lsn| {
+            let found = self.archive.wal.covering(history, at, size);
+            found.is_some_and(|(_, held)| held.is_whole())
+        };
+        for _ in 0..LOOK_BACK {
+            match from.0.checked_sub(size.bytes()) {
+                Some(before) if whole(Lsn(before)) => from = Lsn(before),
+                _ => break,
+            }
+        }
+        let line = self.line(base, history, from)?;
+        let newest = self.searched(&line).newest_before(0, base.end_lsn)?;
+        let finished_at = one.entry.finished_at.unwrap_or(one.entry.started_at);
+        Ok(!self.is_after(time)(newest.unwrap_or(finished_at)))
+    }
+
+    /// Whether nothing was committed up to then that the line does not hold.
+    fn is_covered(&self, line: &Line<'a>, time: Timestamp) -> Result<bool> {
+        let Some(reached) = self.archive.reached else {
+            return Ok(false);
+        };
+        if reached.time < time || reached.timeline != line.history.timeline() {
+            return Ok(false);
+        }
+        let Some(last) = line.segments.len().checked_sub(1) else {
+            return Ok(reached.lsn <= line.from);
+        };
+        // Of an open file its length does not tell how much has come; that it had is noted.
+        let (_, held) = line.segments[last];
+        let size = line.source.size.bytes();
+        let filled = if held.is_whole() || held.open.is_some() {
+            size
+        } else {
+            line.read(last)?.filled
+        };
+        Ok(reached.lsn <= line.start(last).plus(filled))
+    }
+
+    fn event(
+        &self,
+        history: &'a TimelineHistory,
+        bases: &[Candidate<'a>],
+        wanted: &(dyn Fn(&Record) -> bool + Sync),
+        goal: Goal,
+    ) -> Result<Moment<'a>> {
+        let mut limit = Lsn(u64::MAX);
+        for base in bases {
+            let line = self.line(base.base, history, base.base.end_lsn)?;
+            let found = self.searched(&line).first(line.until(limit), &|record| {
+                record.lsn >= base.base.end_lsn && wanted(record)
+            })?;
+            if let Some(stop) = found {
+                let until = stop.end;
+                return self.moment(*base, line, goal, until, Some(stop));
+            }
+            limit = base.base.end_lsn;
+        }
+        let base = newest(bases)?;
+        let line = self.line(base.base, history, base.base.end_lsn)?;
+        Err(self.too_late(
+            base,
+            &line,
+            &self.target.aim.to_string(),
+            &|searched, other| Ok(searched.first(0..other.segments.len(), wanted)?.is_some()),
+        )?)
+    }
+
+    fn too_early(&self, bases: &[Candidate<'a>], what: String) -> Error {
+        let first = bases.last().map(|one| {
+            let at = one.entry.finished_at.unwrap_or(one.entry.started_at);
+            format!(
+                "the first moment that can be reached is the end of {}: LSN {}, about {at}",
+                one.entry.id, one.base.end_lsn
+            )
+        });
+        let error = unreachable(format!(
+            "{what} lies before the end of every base backup that could serve"
+        ));
+        error.hint(first.unwrap_or_default())
+    }
+
+    /// What is not in the line: where it ends, and whether another branch has it.
+    fn too_late(
+        &self,
+        base: Candidate<'a>,
+        line: &Line<'a>,
+        what: &str,
+        has: &dyn Fn(&Searched<'_>, &Line<'a>) -> Result<bool>,
+    ) -> Result<Error> {
+        let history = line.history;
+        for other in self.archive.histories.values() {
+            let left = history.left(other.timeline());
+            let from = left.or_else(|| other.ancestors().last().map(|(_, left)| *left));
+            let Some(from) = from.filter(|_| other.timeline() != history.timeline()) else {
+                continue;
+            };
+            let branch = self.line(base.base, other, from)?;
+            if has(&self.searched(&branch), &branch)? {
+                let number = other.timeline();
+                let fact = match left {
+                    Some(left) => format!(
+                        "{what} is not on timeline {}: it lies on timeline {number}, which was left at {left}",
+                        history.timeline()
+                    ),
+                    None => format!(
+                        "{what} is not on timeline {}: it lies on timeline {number}, another branch",
+                        history.timeline()
+                    ),
+                };
+                return Ok(unreachable(fact).hint(format!("--timeline {number} follows that one")));
+            }
+        }
+        let end = self.end(base, line)?;
+        let missing = match line.hole {
+            Some(name) => format!(
+                "{name} is missing in {} (timeline {})",
+                self.store.describe(),
+                name.timeline()
+            ),
+            None => format!(
+                "the WAL of timeline {} in {} ends before it",
+                history.timeline(),
+                self.store.describe()
+            ),
+        };
+        let error = unreachable(format!("{what} cannot be reached: {missing}"));
+        let Some((begin, end)) = end else {
+            return Ok(error.hint(format!(
+                "the nearest moment that can be reached is the end of {} (LSN {}): leave out --at",
+                base.entry.id, base.base.end_lsn
+            )));
+        };
+        let newest = self.searched(line).newest_before(0, end)?;
+        let when = newest.map(|time| format!(", after the commit of {time}"));
+        let latest = if line.hole.is_none() {
+            "latest"
+        } else {
+            &begin.to_string()
+        };
+        Ok(error.hint(format!(
+            "the nearest moment that can be reached is LSN {begin}{}: --at {latest}",
+            when.unwrap_or_default()
+        )))
+    }
+}
+
+fn newest<'a>(bases: &[Candidate<'a>]) -> Result<Candidate<'a>> {
+    let newest = bases.first().copied();
+    newest.ok_or_else(|| Error::failed("there is no base backup"))
+}
+
+fn unreachable(fact: String) -> Error {
+    Error::new(Kind::Unreachable, fact)
+}
+
+impl Moment<'_> {
+    /// How long a segment is.
+    #[must_use]
+    pub fn size(&self) -> SegmentSize {
+        self.line.source.size
+    }
+
+    /// The settings of the server that say where to stop.
+    #[must_use]
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let (name, value) = match &self.goal {
+            Goal::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string()),
+            Goal::Time(time) => ("recovery_target_time", format!("{time:.6}")),
+            Goal::Xid(xid) => ("recovery_target_xid", xid.to_string()),
+            Goal::Name(name) => ("recovery_target_name", name.clone()),
+            Goal::BackupEnd => ("recovery_target", "immediate".to_owned()),
+        };
+        let inclusive = if self.exclusive && !matches!(self.goal, Goal::BackupEnd) {
+            "off"
+        } else {
+            "on"
+        };
+        vec![
+            (name, value),
+            ("recovery_target_inclusive", inclusive.to_owned()),
+            ("recovery_target_timeline", self.timeline.to_string()),
+        ]
+    }
+}
+
+#[cfg(test)]
+#[path = "moment_tests.rs"]
+mod tests;

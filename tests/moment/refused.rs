@@ -1,0 +1,1 @@
+//! What cannot be reached: refused with the reason and the nearest moment, nothing touched.

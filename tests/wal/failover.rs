@@ -1,0 +1,115 @@
+//! Promotions under load, and a server that is another one.
+
+use super::{Place, SETTINGS, assert_same_wal, first_stored, lsn, write};
+use crate::support::{Server, Setup, run, until};
+use std::path::Path;
+use std::process::Command;
+
+/// A standby of the server, as pg_basebackup makes it, on a port of its own.
+pub(crate) fn standby(primary: &Server, name: &str) -> Server {
+    let prepare = |data: &Path| {
+        std::fs::remove_dir_all(data).unwrap();
+        let mut base = primary.client("pg_basebackup");
+        base.args(["-R", "-X", "stream", "-c", "fast", "-C", "-S", name, "-D"])
+            .arg(data);
+        run(&mut base).assert_code(0);
+        let mut own = Command::new("chown");
+        own.arg("-R")
+            .arg("--reference")
+            .arg(data.parent().unwrap())
+            .arg(data);
+        run(&mut own).assert_code(0);
+    };
+    let setup = Setup {
+        settings: &SETTINGS,
+        prepare: Some(&prepare),
+        ..Setup::default()
+    };
+    Server::start_with(primary.major, &setup)
+}
+
+/// pgark's variables for either of the two, whichever takes writes.
+fn either(a: &Server, b: &Server) -> [(&'static str, String); 2] {
+    let conninfo = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} target_session_attrs=read-write dbname=postgres",
+        a.port, b.port
+    );
+    [
+        ("DB_CONNINFO", conninfo),
+        ("DB_NAME", "postgres".to_owned()),
+    ]
+}
+
+#[test]
+fn a_promotion_under_load_leaves_both_timelines_whole() {
+    for major in [15, 17] {
+        let place = Place::new(major);
+        let wal = place.wal();
+        let next = standby(&place.server, "standby");
+        let conninfo = either(&place.server, &next);
+        let stream = place.stream_with(|mut pgark| {
+            pgark = pgark.env("DB_HOST", "").env("DB_PORT", "");
+            conninfo
+                .iter()
+                .fold(pgark, |pgark, (name, value)| pgark.env(name, value))
+        });
+        until("the slot", || place.confirmed() > 0);
+        place.write(30);
+        let replayed = || {
+            next.psql(
+                "postgres",
+                "SELECT pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn()",
+            ) == "t"
+        };
+        let end = place.caught_up();
+        until("the standby to follow", || {
+            lsn(&next, "SELECT pg_last_wal_receive_lsn()") >= end && replayed()
+        });
+        place.server.crash();
+        next.psql("postgres", "SELECT pg_promote(true, 60)");
+        write(&next, 30);
+        let end = lsn(&next, "SELECT pg_current_wal_lsn()");
+        let confirmed = || {
+            lsn(
+                &next,
+                "SELECT coalesce(max(restart_lsn), '0/0') FROM pg_replication_slots WHERE slot_name = 'pgark'",
+            )
+        };
+        until("the stream to follow the promotion", || confirmed() >= end);
+        stream.signal("TERM");
+        stream.wait().assert_code(0);
+        let history = std::fs::read(wal.join("00000002.history")).unwrap();
+        let theirs = std::fs::read(next.data_dir().join("pg_wal/00000002.history")).unwrap();
+        assert_eq!(history, theirs);
+        let text = String::from_utf8(history).unwrap();
+        let left = text.split('\t').nth(1).unwrap();
+        let left = lsn(&next, &format!("SELECT '{left}'::pg_lsn"));
+        let from = first_stored(&wal);
+        // The old timeline up to where it was left, the new one from that segment on.
+        assert_same_wal(&wal, &place.server, (from, left), 1);
+        assert_same_wal(&wal, &next, (left, end), 2);
+    }
+}
+
+#[test]
+fn another_cluster_is_refused_and_its_wal_never_stored() {
+    let place = Place::new(15);
+    let other = Place::new(15);
+    let gate = crate::support::gate::Gate::to(place.server.port);
+    let stream = place.stream_with(|pgark| pgark.env("DB_PORT", gate.port.to_string()));
+    until("the slot", || place.confirmed() > 0);
+    place.caught_up();
+    // The way leads to another server now.
+    gate.lead_to(other.server.port);
+    let ended = stream.wait();
+    assert_eq!(ended.code, 2, "{}", place.said());
+    assert!(
+        place.said().contains("the stream is of"),
+        "{}",
+        place.said()
+    );
+    let folders = std::fs::read_dir(place.backups().join("wal"))
+        .unwrap()
+        .count();
+    assert_eq!(folders, 1);
+}

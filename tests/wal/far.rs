@@ -1,0 +1,224 @@
+//! Buckets and encrypted stores: pieces within the interval, and outages that lose nothing.
+
+use super::{Place, assert_same_wal, first_stored};
+use crate::second_store::with_bucket;
+use crate::support::garage::{ACCESS_KEY, BUCKET, Garage, REGION, SECRET_KEY};
+use crate::support::gate::Gate;
+use crate::support::{Pgark, TempDir, run, until};
+use pgark::cancel::Token;
+use pgark::store::object::{Keys, S3Options, S3Store, Secret};
+use pgark::store::{Key, Store as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A second, so that nobody waits.
+fn quick(pgark: Pgark, port: u16) -> Pgark {
+    with_bucket(pgark, port).env("WAL_FLUSH_INTERVAL", "1s")
+}
+
+/// The bucket's WAL of this cluster as files.
+fn fetched(garage: &Garage, place: &Place, into: &Path) -> PathBuf {
+    let system = place.wal().file_name().unwrap().to_owned();
+    let prefix = format!("wal/{}/", system.to_string_lossy());
+    let folder = into.join(&system);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let store = bucket(garage);
+    for object in store.list(&prefix).unwrap() {
+        // Part of a whole segment by now, perhaps.
+        if let Some(bytes) = pgark::store::get(&store, &object.key).unwrap() {
+            std::fs::write(folder.join(object.key.file_name()), bytes).unwrap();
+        }
+    }
+    folder
+}
+
+/// The bucket, by pgark's own client.
+fn bucket(garage: &Garage) -> S3Store {
+    let mut options = S3Options::new(BUCKET);
+    options.region = Some(REGION.to_owned());
+    options.endpoint = Some(garage.endpoint());
+    options.allow_http = true;
+    options.prefix = "backups/".to_owned();
+    options.keys = Some(Keys {
+        access_key_id: ACCESS_KEY.to_owned(),
+        secret_access_key: Secret::new(SECRET_KEY),
+        session_token: None,
+    });
+    S3Store::open(&options, &|_| None, &Token::new()).unwrap()
+}
+
+#[test]
+fn a_bucket_beside_the_directory_has_everything_within_the_interval() {
+    let (place, garage, dir) = (Place::new(17), Garage::start(), TempDir::new());
+    let stream = place.stream_with(|pgark| quick(pgark, garage.port));
+    until("the slot", || place.confirmed() > 0);
+    place.write(40);
+    let end = place.caught_up();
+    let reach = |end: u64| {
+        let folder = fetched(&garage, &place, dir.path());
+        let from = first_stored(&folder);
+        (folder, (from, end))
+    };
+    let written = Instant::now();
+    let name = reached_key(&place);
+    until("the bucket to follow", || reached(&garage, &name) >= end);
+    assert!(
+        written.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        written.elapsed()
+    );
+    let (folder, range) = reach(end);
+    assert_same_wal(&folder, &place.server, range, 1);
+    // A little more is one more piece.
+    place
+        .server
+        .psql("postgres", "INSERT INTO t (filler) VALUES ('x')");
+    let end = place.caught_up();
+    until("the piece", || reached(&garage, &name) >= end);
+    let (folder, range) = reach(end);
+    assert_same_wal(&folder, &place.server, range, 1);
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+}
+
+fn reached_key(place: &Place) -> String {
+    format!(
+        ".pgark/wal_{}.json",
+        place.wal().file_name().unwrap().to_string_lossy()
+    )
+}
+
+fn reached(garage: &Garage, key: &str) -> u64 {
+    let key = Key::new(key).unwrap();
+    let Some(json) = pgark::store::get(&bucket(garage), &key).unwrap() else {
+        return 0;
+    };
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let (high, low) = json["lsn"].as_str().unwrap().split_once('/').unwrap();
+    u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
+}
+
+#[test]
+fn a_dead_bucket_never_holds_up_the_directory_and_catches_up() {
+    let (place, garage, dir) = (Place::new(15), Garage::start(), TempDir::new());
+    let gate = Gate::to(garage.port);
+    let stream = place.stream_with(|pgark| quick(pgark, gate.port));
+    until("the slot", || place.confirmed() > 0);
+    place.write(20);
+    let key = reached_key(&place);
+    let end = place.caught_up();
+    until("the bucket to follow", || reached(&garage, &key) >= end);
+    gate.close();
+    place.write(60);
+    let end = place.caught_up();
+    until("a warning", || {
+        place.said().contains("store s3 takes no WAL now")
+    });
+    gate.open();
+    until("the bucket to catch up", || reached(&garage, &key) >= end);
+    let folder = fetched(&garage, &place, dir.path());
+    assert_same_wal(&folder, &place.server, (first_stored(&folder), end), 1);
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    assert_eq!(
+        place.said().matches("takes no WAL now").count(),
+        1,
+        "{}",
+        place.said()
+    );
+}
+
+#[test]
+fn with_a_bucket_alone_only_what_it_holds_is_confirmed() {
+    let (place, garage, dir) = (Place::new(17), Garage::start(), TempDir::new());
+    let state = dir.join("state");
+    let gate = Gate::to(garage.port);
+    let alone = |pgark| {
+        quick(pgark, gate.port)
+            .env("BACKUP_DIR", "none")
+            .env("PGARK_STATE_DIR", &state)
+    };
+    let stream = place.stream_with(alone);
+    until("the slot", || place.confirmed() > 0);
+    place.write(40);
+    let end = place.caught_up();
+    let folder = fetched(&garage, &place, dir.path());
+    let from = first_stored(&folder);
+    assert_same_wal(&folder, &place.server, (from, end), 1);
+    // Away: the server keeps what is not stored.
+    gate.close();
+    place.write(100);
+    until("a warning", || place.said().contains("takes no WAL now"));
+    let confirmed = place.confirmed();
+    stream.signal("KILL");
+    stream.wait();
+    let folder = fetched(&garage, &place, dir.path());
+    assert_same_wal(&folder, &place.server, (from, confirmed), 1);
+    gate.open();
+    let stream = place.stream_with(alone);
+    let end = place.caught_up();
+    // The end stores and confirms what has just come.
+    place
+        .server
+        .psql("postgres", "INSERT INTO t (filler) VALUES ('x')");
+    let last = place.lsn();
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    assert!(place.confirmed() >= end);
+    let folder = fetched(&garage, &place, dir.path());
+    assert_same_wal(
+        &folder,
+        &place.server,
+        (from, place.confirmed().min(last)),
+        1,
+    );
+}
+
+#[test]
+fn an_encrypted_directory_never_holds_wal_as_it_is() {
+    let place = Place::new(17);
+    let key = place.dir.join("key");
+    let made = Pgark::new(["keygen", "--out", key.to_str().unwrap()])
+        .run()
+        .assert_code(0);
+    let recipient = made
+        .stdout
+        .split_whitespace()
+        .find(|word| word.starts_with("age1"))
+        .unwrap()
+        .to_owned();
+    let sealed = |pgark: Pgark| pgark.env("BACKUP_ENCRYPT_RECIPIENTS", &recipient);
+    let stream = place.stream_with(sealed);
+    until("the slot", || place.confirmed() > 0);
+    place.write(40);
+    let end = place.caught_up();
+    stream.signal("KILL");
+    stream.wait();
+    let stream = place.stream_with(sealed);
+    place
+        .server
+        .psql("postgres", "INSERT INTO t (filler) VALUES ('x')");
+    place.caught_up();
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    let open = place.dir.join("open");
+    std::fs::create_dir(&open).unwrap();
+    for entry in std::fs::read_dir(place.wal()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let name = name
+            .strip_suffix(".age")
+            .unwrap_or_else(|| panic!("{name} is not encrypted"));
+        let mut age = Command::new("age");
+        age.arg("-d")
+            .arg("-i")
+            .arg(&key)
+            .arg("-o")
+            .arg(open.join(name))
+            .arg(&path);
+        run(&mut age).assert_code(0);
+    }
+    assert_same_wal(&open, &place.server, (first_stored(&open), end), 1);
+}
