@@ -287,6 +287,7 @@ pub struct Status {
 pub enum Trigger {
     Schedule,
     Start,
+    Gap,
     Manual,
 }
 
