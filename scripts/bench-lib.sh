@@ -108,23 +108,31 @@ SQL
     say "$(psql -At -d bench -c "SELECT 'database of ' || pg_size_pretty(pg_database_size('bench')) || ', tables ' || pg_size_pretty(sum(pg_table_size(oid))) FROM pg_class WHERE relkind = 'r' AND oid >= 16384")"
 }
 
-# The machine's busy time since it was started, in ticks: the server counts too.
-ticks() { awk '/^cpu /{print $2+$3+$4+$7+$8}' /proc/stat; }
+# What the server has used, in ticks: its processes, and those that it has seen end. Not the machine's busy time:
+# neighbours would be in it.
+server_ticks() {
+    local main
+    main=$(head -n 1 "$work/pg/data/postmaster.pid")
+    # A session may outlive its client by a moment.
+    until [ "$(psql -At -d postgres -c "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid()")" = 0 ]; do sleep 0.05; done
+    { cat /proc/[0-9]*/stat 2>/dev/null || true; } | sed 's/^\([0-9]*\) (.*) /\1 /' | awk -v main="$main" '$1 == main || $3 == main { sum += $13 + $14 + $15 + $16 } END { print sum + 0 }'
+}
 # A script whose contestants make requests counts them here.
 requests() { echo 0; }
-# measure GROUP NAME PATH COMMAND…: one line of $results: group, name, wall s, cpu s, the command's own
+# measure GROUP NAME PATH COMMAND…: one line of $results: group, name, wall s, cpu s of command and server, the command's own
 # cpu s (its children's that it waited for too), resident kB of its largest process, bytes of PATH (- for none), requests.
 measure() {
     local group=$1 name=$2 path=$3 t0 t1 c0 c1 q0 bytes=0
     shift 3
     psql -d postgres -c CHECKPOINT
     sync
-    q0=$(requests) c0=$(ticks) t0=$(date +%s.%N)
-    /usr/bin/time -f '%M %U %S' -o "$work/used" "$@" >"$work/out.log" 2>"$work/err.log" || { say "$name failed:"; tail -5 "$work/out.log" "$work/err.log" >&2; exit 1; }
-    t1=$(date +%s.%N) c1=$(ticks)
+    q0=$(requests) c0=$(server_ticks) t0=$(date +%s.%N)
+    /usr/bin/time -f '%M %U %S' -o "$work/used" "$@" >"$work/out.log" 2>"$work/err.log" || { say "$name failed:"; tail -n 5 "$work/out.log" "$work/err.log" >&2; exit 1; }
+    t1=$(date +%s.%N)
+    c1=$(server_ticks)
     [ "$path" = - ] || bytes=$(du -sb "$path" | cut -f1)
     tail -1 "$work/used" | awk -v g="$group" -v n="$name" -v t0="$t0" -v t1="$t1" -v c="$((c1 - c0))" -v hz="$(getconf CLK_TCK)" -v b="$bytes" -v q="$(($(requests) - q0))" \
-        '{ printf "%s\t%s\t%.2f\t%.2f\t%.2f\t%d\t%d\t%d\n", g, n, t1 - t0, c / hz, $2 + $3, $1, b, q }' | tee -a "$results" |
+        '{ printf "%s\t%s\t%.2f\t%.2f\t%.2f\t%d\t%d\t%d\n", g, n, t1 - t0, c / hz + $2 + $3, $2 + $3, $1, b, q }' | tee -a "$results" |
         awk -F'\t' '{ printf "bench: %-8s %-44s %8.2f s\n", $1, $2, $3 }' >&2
 }
 # table COLUMN…: medians of $results as markdown: wall, cpu, own, memory, size, requests, ratio, cpu-ratio. Ratios are to

@@ -6,8 +6,8 @@
 # A server of its own on a Unix socket, a generated database (wide rows, narrow rows, JSON with
 # a GIN index, big text; with --shape one a single table is 95 % of it), then each contestant in turn, RUNS
 # times, medians quoted; in every second run in the opposite order. --dumps leaves the old pipeline and the restores out.
-# "cpu" is the whole machine's busy time, so it counts the server too; "own" that of the contestant's
-# processes; "memory" is the largest resident size of its biggest process.
+# "cpu" is what the contestant and the server used, "own" the contestant alone; "memory" is the largest resident
+# size of its biggest process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/bench-lib.sh

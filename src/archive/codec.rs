@@ -20,8 +20,9 @@ const PLAIN_HEADER: &[u8; 10] = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
 /// CRC-32 and length modulo 2^32.
 const GZIP_TRAILER: usize = 8;
 
-/// A sample decides for a frame of 1 MiB at some 3 % of its cost.
-const SAMPLE_BYTES: usize = 32 << 10;
+/// A sample of a frame of 1 MiB decides for all of it. libdeflate's levels show themselves sooner than zstd's.
+const GZIP_SAMPLE_BYTES: usize = 16 << 10;
+const ZSTD_SAMPLE_BYTES: usize = 32 << 10;
 /// What the slower level must leave of the faster one's size to be worth 1.5 times its time (gzip) or
 /// twice (zstd); docs/decisions/0002-compression-defaults.md.
 const SMALLER_PERMILLE: usize = 970;
@@ -57,13 +58,14 @@ impl<T> Levels<T> {
     fn choose(
         &mut self,
         raw: &[u8],
+        sample_bytes: usize,
         mut size: impl FnMut(&mut T, &[u8]) -> Option<usize>,
     ) -> &mut T {
         let Some(smaller) = &mut self.smaller else {
             return &mut self.usual;
         };
-        let from = raw.len().saturating_sub(SAMPLE_BYTES) / 2;
-        let sample = &raw[from..(from + SAMPLE_BYTES).min(raw.len())];
+        let from = raw.len().saturating_sub(sample_bytes) / 2;
+        let sample = &raw[from..(from + sample_bytes).min(raw.len())];
         match (size(&mut self.usual, sample), size(smaller, sample)) {
             (Some(one), Some(other)) if other * 1000 < one * SMALLER_PERMILLE => smaller,
             _ => &mut self.usual,
@@ -106,7 +108,7 @@ impl Compressor {
                 if self.scratch.len() < bound {
                     self.scratch.resize(bound, 0);
                 }
-                let gzip = levels.choose(raw, |gzip, sample| {
+                let gzip = levels.choose(raw, GZIP_SAMPLE_BYTES, |gzip, sample| {
                     gzip.deflate_compress(sample, &mut self.scratch).ok()
                 });
                 let count = gzip
@@ -125,7 +127,7 @@ impl Compressor {
             Method::Zstd(levels) => {
                 self.scratch.clear();
                 self.scratch.reserve(compress_bound(raw.len()));
-                let zstd = levels.choose(raw, |zstd, sample| {
+                let zstd = levels.choose(raw, ZSTD_SAMPLE_BYTES, |zstd, sample| {
                     zstd.compress_to_buffer(sample, &mut self.scratch).ok()
                 });
                 self.scratch.clear();
