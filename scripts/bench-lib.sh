@@ -136,9 +136,9 @@ measure() {
         awk -F'\t' '{ printf "bench: %-8s %-44s %8.2f s\n", $1, $2, $3 }' >&2
 }
 # table COLUMN…: medians of $results as markdown: wall, cpu, own, memory, size, requests, ratio, cpu-ratio. Ratios are to
-# the group's first line.
+# the group's first line; the group named $plain has none.
 table() {
-    awk -F'\t' -v columns="$*" '
+    awk -F'\t' -v columns="$*" -v plain="${plain:-}" '
     function median(list,   n, i, j, t, a) { n = split(list, a, " "); for (i = 2; i <= n; i++) for (j = i; j > 1 && a[j-1]+0 > a[j]+0; j--) { t = a[j]; a[j] = a[j-1]; a[j-1] = t } return a[int((n + 1) / 2)] }
     BEGIN {
         count = split(columns, column, " ")
@@ -157,6 +157,7 @@ table() {
             cell["wall"] = sprintf("%.2f", w); cell["cpu"] = sprintf("%.1f", busy); cell["own"] = sprintf("%.1f", median(own[key]))
             cell["memory"] = sprintf("%.0f", median(memory[key]) / 1024); cell["size"] = size[key] ? sprintf("%.0f", size[key] / 1048576) : ""
             cell["requests"] = asked[key]; cell["ratio"] = first > 0 ? sprintf("%.2f", w / first) : ""; cell["cpu-ratio"] = first_busy > 0 ? sprintf("%.2f", busy / first_busy) : ""
+            if (part[1] == plain) cell["ratio"] = cell["cpu-ratio"] = ""
             line = "| " part[1] ": " part[2] " |"
             for (c = 1; c <= count; c++) line = line " " cell[column[c]] " |"
             print line
