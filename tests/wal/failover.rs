@@ -94,7 +94,8 @@ fn a_promotion_under_load_leaves_both_timelines_whole() {
 #[test]
 fn another_cluster_is_refused_and_its_wal_never_stored() {
     let place = Place::new(15);
-    let other = Place::new(15);
+    // Servers of one major are copies of one cluster here, and have its identity.
+    let other = Place::new(17);
     let gate = crate::support::gate::Gate::to(place.server.port);
     let stream = place.stream_with(|pgark| pgark.env("DB_PORT", gate.port.to_string()));
     until("the slot", || place.confirmed() > 0);

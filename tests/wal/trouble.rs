@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 #[test]
 fn a_full_disk_stops_receiving_and_nothing_more_is_confirmed() {
     let place = Place::new(17);
-    let disk = Tmpfs::new("size=60m");
+    let disk = Tmpfs::new("size=48m");
     let on_disk = |pgark: crate::support::Pgark| pgark.store(disk.path());
     let stream = place.stream_with(on_disk);
     until("the slot", || place.confirmed() > 0);
     // What does not compress: the disk fills.
     let noise = "INSERT INTO t (filler) SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 200000) i GROUP BY i % 2000";
-    for _ in 0..10 {
+    for _ in 0..16 {
         place.server.psql("postgres", noise);
     }
-    until("the disk to be full", || {
-        place.said().contains("no space left")
+    until("the disk to be full for the receiver", || {
+        place.said().contains("could not receive WAL")
     });
     let folder = disk
         .path()

@@ -62,14 +62,14 @@ impl Note {
     }
 
     /// Writes it if it is due, or in any case `now`.
-    pub(super) fn write(&mut self, shelf: &Shelf<'_>, reached: Option<Reached>, now: bool) {
+    pub(super) fn write(&mut self, place: &Shelf<'_>, reached: Option<Reached>, now: bool) {
         let due = self
             .due(reached)
             .is_some_and(|due| now || due <= Instant::now());
         if let (true, Some(reached)) = (due, reached) {
             self.at = Instant::now();
             // A note that fails is written with the next one: it only tells less than is there.
-            if note_reached(shelf.store, shelf.system, &reached).is_ok() {
+            if note_reached(place.store, place.system, &reached).is_ok() {
                 self.last = Some(reached);
             }
         }

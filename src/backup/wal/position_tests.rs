@@ -81,8 +81,10 @@ fn an_open_file_is_whole_only_before_the_next_one() {
         .into_iter()
         .map(|(_, fate)| fate)
         .collect();
-    use Fate::{Close, Drop, Keep, Pack};
-    assert_eq!(fates, [Drop, Pack, Close, Close, Keep]);
+    assert_eq!(
+        fates,
+        [Fate::Drop, Fate::Pack, Fate::Close, Fate::Close, Fate::Keep]
+    );
     let known = known(&archive, SIZE).unwrap();
     assert_eq!(known[&timeline(1)], at(5, 0));
     assert_eq!(known[&timeline(2)], at(5, 0));

@@ -217,7 +217,7 @@ impl Pieces {
     /// As the store.
     pub(super) fn extend(
         &mut self,
-        shelf: &Shelf<'_>,
+        place: &Shelf<'_>,
         name: SegmentName,
         (have, last): (u64, bool),
         bytes: &dyn Fn(u64) -> Result<Option<Vec<u8>>>,
@@ -233,8 +233,8 @@ impl Pieces {
             let Some(raw) = bytes(next.offset)?.filter(|raw| !raw.is_empty()) else {
                 return Ok(None);
             };
-            let file = shelf.piece_file(name, next.offset);
-            let stored = shelf.put(&file, &mut raw.as_slice(), raw.len() as u64);
+            let file = place.piece_file(name, next.offset);
+            let stored = place.put(&file, &mut raw.as_slice(), raw.len() as u64);
             let taken = stored.as_ref().is_err_and(Error::is_exists);
             if !taken {
                 stored?;
@@ -250,7 +250,7 @@ impl Pieces {
             let files = self.files.entry(name).or_default();
             let old: Vec<WalFile> = files.iter().copied().filter(redundant).collect();
             files.retain(|file| !redundant(file));
-            shelf.remove(old)?;
+            place.remove(old)?;
             return Ok(Some(file));
         }
     }
@@ -266,9 +266,9 @@ impl Pieces {
     ///
     /// # Errors
     /// As the store.
-    pub(super) fn clear(&mut self, shelf: &Shelf<'_>, name: SegmentName) -> Result<()> {
+    pub(super) fn clear(&mut self, place: &Shelf<'_>, name: SegmentName) -> Result<()> {
         if let Some(files) = self.files.get(&name) {
-            shelf.remove(files.iter().copied())?;
+            place.remove(files.iter().copied())?;
             self.files.remove(&name);
         }
         Ok(())

@@ -18,7 +18,7 @@ use super::{Backoff, Say};
 use crate::archive::segment;
 use crate::catalog::base;
 use crate::catalog::layout::WalFile;
-use crate::catalog::wal::{WalArchive, clear_remains};
+use crate::catalog::wal::{Held, WalArchive, clear_remains};
 use crate::error::{Error, Kind, Result};
 use crate::store::Store;
 use crate::units::{Lsn, SegmentName, Timeline};
@@ -163,7 +163,7 @@ impl Shipper<'_> {
         let open = state.open.as_ref().map(|open| open.name);
         drop(state);
         for (name, held) in theirs.segments() {
-            let whole = ours.segment(name).is_some_and(|ours| ours.is_whole());
+            let whole = ours.segment(name).is_some_and(Held::is_whole);
             if whole || name.start(size)? < floor {
                 continue;
             }

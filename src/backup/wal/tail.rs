@@ -81,6 +81,10 @@ impl Open {
 }
 
 #[derive(Debug, Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is asked or told by another thread"
+)]
 pub(super) struct State {
     /// Oldest first.
     pub full: VecDeque<Arc<Full>>,
