@@ -212,7 +212,10 @@ impl WalArchive {
             match self.covering(history, at, size) {
                 Some((name, held)) => {
                     last = Some(name);
-                    if !held.is_whole() {
+                    // The old timeline's copy ends where it was left; nothing follows it here.
+                    let end = at.plus(size.bytes());
+                    let left = history.left(name.timeline());
+                    if !held.is_whole() || left.is_some_and(|left| left < end) {
                         break;
                     }
                     at = at.plus(size.bytes());

@@ -6,6 +6,10 @@ use super::values::{database, mapping, timeline};
 use super::{Place, Width};
 use crate::units::{SystemId, Timeline};
 
+/// The timeline to follow; none is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Along(pub Option<Timeline>);
+
 /// How a server that recovers comes by its WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum WalMode {
@@ -45,7 +49,7 @@ pub struct Restore {
 
     /// Along this timeline: its number, or `latest`
     #[arg(long, value_name = "N", requires = "at", value_parser = timeline)]
-    pub timeline: Option<Option<Timeline>>,
+    pub timeline: Option<Along>,
 
     /// Put the WAL into the directory, or let the server fetch it by `pgark wal-get`
     #[arg(

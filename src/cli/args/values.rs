@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 
+use super::Along;
 use crate::units::Timeline;
 
 /// PostgreSQL's `NAMEDATALEN` less one.
@@ -52,12 +53,12 @@ pub(super) fn time(text: &str) -> Result<Timestamp, String> {
         .map_err(|_| "the time is out of range".to_owned())
 }
 
-/// A timeline; none is the newest.
-pub(super) fn timeline(text: &str) -> Result<Option<Timeline>, String> {
+/// A timeline, or the newest.
+pub(super) fn timeline(text: &str) -> Result<Along, String> {
     match text {
-        "latest" => Ok(None),
-        number => match number.parse() {
-            Ok(timeline) => Ok(Some(timeline)),
+        "latest" => Ok(Along(None)),
+        number => match number.parse::<Timeline>() {
+            Ok(timeline) => Ok(Along(Some(timeline))),
             Err(_) => Err("expected `latest` or a timeline's number".to_owned()),
         },
     }

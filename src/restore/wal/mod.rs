@@ -11,6 +11,7 @@ pub mod line;
 pub mod moment;
 pub mod prefetch;
 mod read;
+mod refusal;
 mod search;
 pub mod target;
 pub mod verdict;

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use super::line::Line;
 use super::read::Source;
+use super::refusal::unreachable;
 use super::search::Searched;
 use super::target::{Aim, Target};
 use crate::archive::Identities;
@@ -23,7 +24,7 @@ use crate::cancel::Token;
 use crate::catalog::list::Entry;
 use crate::catalog::manifest::BaseRecord;
 use crate::catalog::wal::{Reached, WalArchive, reached};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::units::{Lsn, SegmentSize, SystemId, Timeline, TimelineHistory};
 
@@ -194,11 +195,16 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    fn line(&self, base: &BaseRecord, history: &'a TimelineHistory, from: Lsn) -> Result<Line<'a>> {
+    pub(super) fn line(
+        &self,
+        base: &BaseRecord,
+        history: &'a TimelineHistory,
+        from: Lsn,
+    ) -> Result<Line<'a>> {
         Line::along(self.source(base), &self.archive.wal, history, from)
     }
 
-    fn searched<'b>(&self, line: &'b Line<'a>) -> Searched<'b>
+    pub(super) fn searched<'b>(&self, line: &'b Line<'a>) -> Searched<'b>
     where
         'a: 'b,
     {
@@ -240,7 +246,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// As far as a line goes: the last whole record, if one begins behind the backup.
-    fn end(&self, base: Candidate<'a>, line: &Line<'a>) -> Result<Option<(Lsn, Lsn)>> {
+    pub(super) fn end(&self, base: Candidate<'a>, line: &Line<'a>) -> Result<Option<(Lsn, Lsn)>> {
         let end = self.searched(line).end()?;
         Ok(end.filter(|(begin, _)| *begin >= base.base.end_lsn))
     }
@@ -411,93 +417,11 @@ impl<'a> Wanted<'a> {
             &|searched, other| Ok(searched.first(0..other.segments.len(), wanted)?.is_some()),
         )?)
     }
-
-    fn too_early(&self, bases: &[Candidate<'a>], what: String) -> Error {
-        let first = bases.last().map(|one| {
-            let at = one.entry.finished_at.unwrap_or(one.entry.started_at);
-            format!(
-                "the first moment that can be reached is the end of {}: LSN {}, about {at}",
-                one.entry.id, one.base.end_lsn
-            )
-        });
-        let error = unreachable(format!(
-            "{what} lies before the end of every base backup that could serve"
-        ));
-        error.hint(first.unwrap_or_default())
-    }
-
-    /// What is not in the line: where it ends, and whether another branch has it.
-    fn too_late(
-        &self,
-        base: Candidate<'a>,
-        line: &Line<'a>,
-        what: &str,
-        has: &dyn Fn(&Searched<'_>, &Line<'a>) -> Result<bool>,
-    ) -> Result<Error> {
-        let history = line.history;
-        for other in self.archive.histories.values() {
-            let left = history.left(other.timeline());
-            let from = left.or_else(|| other.ancestors().last().map(|(_, left)| *left));
-            let Some(from) = from.filter(|_| other.timeline() != history.timeline()) else {
-                continue;
-            };
-            let branch = self.line(base.base, other, from)?;
-            if has(&self.searched(&branch), &branch)? {
-                let number = other.timeline();
-                let fact = match left {
-                    Some(left) => format!(
-                        "{what} is not on timeline {}: it lies on timeline {number}, which was left at {left}",
-                        history.timeline()
-                    ),
-                    None => format!(
-                        "{what} is not on timeline {}: it lies on timeline {number}, another branch",
-                        history.timeline()
-                    ),
-                };
-                return Ok(unreachable(fact).hint(format!("--timeline {number} follows that one")));
-            }
-        }
-        let end = self.end(base, line)?;
-        let missing = match line.hole {
-            Some(name) => format!(
-                "{name} is missing in {} (timeline {})",
-                self.store.describe(),
-                name.timeline()
-            ),
-            None => format!(
-                "the WAL of timeline {} in {} ends before it",
-                history.timeline(),
-                self.store.describe()
-            ),
-        };
-        let error = unreachable(format!("{what} cannot be reached: {missing}"));
-        let Some((begin, end)) = end else {
-            return Ok(error.hint(format!(
-                "the nearest moment that can be reached is the end of {} (LSN {}): leave out --at",
-                base.entry.id, base.base.end_lsn
-            )));
-        };
-        let newest = self.searched(line).newest_before(0, end)?;
-        let when = newest.map(|time| format!(", after the commit of {time}"));
-        let latest = if line.hole.is_none() {
-            "latest"
-        } else {
-            &begin.to_string()
-        };
-        Ok(error.hint(format!(
-            "the nearest moment that can be reached is LSN {begin}{}: --at {latest}",
-            when.unwrap_or_default()
-        )))
-    }
 }
 
 fn newest<'a>(bases: &[Candidate<'a>]) -> Result<Candidate<'a>> {
     let newest = bases.first().copied();
     newest.ok_or_else(|| Error::failed("there is no base backup"))
-}
-
-fn unreachable(fact: String) -> Error {
-    Error::new(Kind::Unreachable, fact)
 }
 
 impl Moment<'_> {

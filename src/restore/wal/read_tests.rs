@@ -1,3 +1,5 @@
+//! Segments out of a store: whole, in pieces, open, damaged; and files for the other tests here.
+
 use super::*;
 use crate::archive::{Codec, Crypt};
 use crate::catalog::layout::wal_key;
