@@ -91,6 +91,11 @@ fn what_is_missing_or_damaged_is_told_before_anything_is_touched() {
         2,
         &["--exclusive means nothing"],
     );
+    not_empty(&world);
+    missing_and_damaged(&world);
+}
+
+fn not_empty(world: &World) {
     let (keep, data) = place();
     std::fs::create_dir(&data).unwrap();
     std::fs::write(data.join("mine"), "").unwrap();
@@ -100,7 +105,6 @@ fn what_is_missing_or_damaged_is_told_before_anything_is_touched() {
         .assert_says("is not empty");
     assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1);
     drop(keep);
-    missing_and_damaged(&world);
 }
 
 /// One in the middle, away and then damaged.

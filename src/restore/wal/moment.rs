@@ -8,11 +8,11 @@
 //! Invariants: the base backup lies on the target's history and holds nothing from after the target;
 //! the WAL goes on without a gap to where the server will stop. Reads only.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use jiff::Timestamp;
 
+pub use super::archive::{Archive, Candidate};
 use super::line::Line;
 use super::read::Source;
 use super::refusal::unreachable;
@@ -21,64 +21,13 @@ use super::target::{Aim, Target};
 use crate::archive::Identities;
 use crate::archive::wal::{Event, Record};
 use crate::cancel::Token;
-use crate::catalog::list::Entry;
 use crate::catalog::manifest::BaseRecord;
-use crate::catalog::wal::{Reached, WalArchive, reached};
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::units::{Lsn, SegmentSize, SystemId, Timeline, TimelineHistory};
+use crate::units::{Lsn, SegmentSize, Timeline, TimelineHistory};
 
 /// How far before a backup the newest commit is looked for, in segments.
 const LOOK_BACK: u64 = 64;
-
-/// The archived WAL of one cluster in one store, with everything that tells about it.
-pub struct Archive {
-    pub wal: WalArchive,
-    pub reached: Option<Reached>,
-    pub histories: BTreeMap<Timeline, TimelineHistory>,
-}
-
-impl Archive {
-    /// Lists it and reads its history files.
-    ///
-    /// # Errors
-    /// As the store; `Damage` for a history that is none.
-    pub fn load(store: &dyn Store, system: SystemId) -> Result<Archive> {
-        let wal = WalArchive::load(store, system)?;
-        let mut histories = BTreeMap::from([(Timeline::FIRST, TimelineHistory::first())]);
-        for timeline in wal.histories() {
-            histories.insert(timeline, wal.history(store, timeline)?);
-        }
-        Ok(Archive {
-            reached: reached(store, system)?,
-            wal,
-            histories,
-        })
-    }
-}
-
-/// A base backup that may serve.
-#[derive(Clone, Copy)]
-pub struct Candidate<'a> {
-    pub entry: &'a Entry,
-    pub base: &'a BaseRecord,
-}
-
-impl<'a> Candidate<'a> {
-    /// None for what is no base backup, or has no manifest.
-    #[must_use]
-    pub fn of(entry: &'a Entry) -> Option<Candidate<'a>> {
-        let base = entry.manifest.as_ref()?.base.as_ref()?;
-        Some(Candidate { entry, base })
-    }
-
-    /// The cluster that it is of.
-    #[must_use]
-    pub fn system(&self) -> Option<SystemId> {
-        let manifest = self.entry.manifest.as_ref()?;
-        manifest.system_identifier.as_ref()?.parse().ok()
-    }
-}
 
 /// What recovery stops at, as the server is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
