@@ -31,6 +31,7 @@ bench:
 	for jobs in 1 4; do scripts/bench.sh --gb 1 --dumps --jobs $$jobs; done
 	scripts/bench.sh --gb 1 --dumps --shape one
 	scripts/bench-s3.sh
+	scripts/bench-base.sh --runs 3
 
 lint:
 	cargo fmt --check

@@ -9,43 +9,19 @@
 # and `status` are those of the whole program. "memory" is the largest resident size of pgark.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/bench-lib.sh
+. scripts/bench-lib.sh
 
 gb=1 jobs=2 runs=1 backups=10000 keep=
-while [ $# -gt 0 ]; do
-    case $1 in
-        --gb) gb=$2; shift 2 ;;
-        --jobs) jobs=$2; shift 2 ;;
-        --runs) runs=$2; shift 2 ;;
-        --backups) backups=$2; shift 2 ;;
-        --keep) keep=1; shift ;;
-        *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
-    esac
-done
-say() { echo "bench: $*" >&2; }
-
-cache=$(scripts/setup.sh cache)
-pgark=${PGARK:-${CARGO_TARGET_DIR:-target}/release/pgark}
+options "gb jobs runs backups keep!" "$@"
+open_bench
 garage=$cache/garage/bin/garage
-bin=
-for dir in "$cache"/pg/*/usr/lib/postgresql/17/bin /usr/lib/postgresql/17/bin /usr/lib/postgresql/*/bin; do
-    if [ -x "$dir/postgres" ] && [ -x "$dir/pg_dump" ]; then bin=$dir; break; fi
-done
-[ -n "$bin" ] || { say "no PostgreSQL server programs; run scripts/setup.sh bench"; exit 1; }
-[ -x "$garage" ] || { say "Garage is missing; run scripts/setup.sh test"; exit 1; }
-[ -x "$pgark" ] || { say "$pgark is missing; run cargo build --release"; exit 1; }
-
-work=$(mktemp -d "${TMPDIR:-/tmp}/pgark-bench-XXXXXX")
-chmod 755 "$work"
-as_server() { if [ "$(id -u)" = 0 ]; then setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; else "$@"; fi; }
+[ -x "$garage" ] || die "Garage is missing; run scripts/setup.sh test"
 store= service=
-finish() {
+stop_more() {
     [ -z "$service" ] || kill "$service" 2>/dev/null || true
-    as_server "$bin/pg_ctl" -D "$work/pg/data" -m immediate stop >/dev/null 2>&1 || true
     [ -z "$store" ] || kill "$store" 2>/dev/null || true
-    wait
-    [ -n "$keep" ] && say "kept $work" || rm -rf "$work"
 }
-trap finish EXIT
 
 free_port() { for port in $(shuf -i 20000-29999 -n 50); do (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }; done; }
 port=$(free_port) rpc=$(free_port)
@@ -72,13 +48,8 @@ RUST_LOG=garage=info GARAGE_DEFAULT_ACCESS_KEY=$AWS_ACCESS_KEY_ID GARAGE_DEFAULT
 store=$!
 requests() { grep -c 'generic_server.* /' "$work/garage.log" || true; }
 
-mkdir "$work/pg" "$work/local" "$work/many" "$work/none"
-[ "$(id -u)" = 0 ] && chown postgres "$work/pg"
-export PGHOST=$work/pg PGPORT=5498 PGUSER=postgres
-as_server "$bin/initdb" -D "$work/pg/data" -U postgres -A trust -E UTF8 --locale=C >/dev/null
-as_server "$bin/pg_ctl" -D "$work/pg/data" -l "$work/pg/log" -w -o "-k $work/pg -p $PGPORT -c listen_addresses='' \
-    -c shared_buffers=512MB -c max_wal_size=8GB -c checkpoint_timeout=30min -c autovacuum=off" start >/dev/null
-psql() { "$bin/psql" -X -q -v ON_ERROR_STOP=1 "$@"; }
+mkdir "$work/local" "$work/many" "$work/none"
+start_server 5498 shared_buffers=512MB
 say "making $gb GB of data …"
 psql -d postgres -c 'CREATE DATABASE bench TEMPLATE template0' -c 'CREATE DATABASE tiny TEMPLATE template0'
 psql -d tiny -c 'CREATE TABLE t AS SELECT 1 AS i'
@@ -92,33 +63,18 @@ CHECKPOINT;
 SQL
 say "$(psql -At -d bench -c "SELECT 'table of ' || pg_size_pretty(pg_table_size('event'))")"
 
-# timed BUCKET DIRECTORY VERB…
-timed() {
-    env S3_BUCKET="$1" BACKUP_DIR="$2" DB_HOST="$PGHOST" DB_PORT="$PGPORT" DB_USER=postgres BACKUP_JOBS="$jobs" PGARK_PG_BIN="$bin" \
-        PGARK_STATE_DIR="$work/state" BACKUP_RETENTION_DAYS=36500 /usr/bin/time -f %M -o "$work/rss" "$pgark" "${@:3}"
-}
-results=$work/results
-: >"$results"
-# measure GROUP NAME COMMAND…: "group<TAB>name<TAB>seconds<TAB>rss kB<TAB>requests"
-measure() {
-    local group=$1 name=$2 t0 t1 before
-    shift 2
-    psql -d postgres -c CHECKPOINT
-    sync
-    before=$(requests) t0=$(date +%s.%N)
-    "$@" >"$work/out" 2>"$work/err" || { say "$name failed:"; tail -5 "$work/err" >&2; exit 1; }
-    t1=$(date +%s.%N)
-    awk -v g="$group" -v n="$name" -v t0="$t0" -v t1="$t1" -v r="$(tail -1 "$work/rss")" -v q="$(($(requests) - before))" \
-        'BEGIN { printf "%s\t%s\t%.2f\t%d\t%d\n", g, n, t1 - t0, r, q }' | tee -a "$results" |
-        awk -F'\t' '{ printf "bench: %-8s %-44s %8.2f s\n", $1, $2, $3 }' >&2
+# compare GROUP NAME BUCKET DIRECTORY VERB…
+compare() {
+    measure "$1" "$2" - env S3_BUCKET="$3" BACKUP_DIR="$4" DB_HOST="$PGHOST" DB_PORT="$PGPORT" DB_USER=postgres BACKUP_JOBS="$jobs" PGARK_PG_BIN="$bin" \
+        PGARK_STATE_DIR="$work/state" BACKUP_RETENTION_DAYS=36500 "$pgark" "${@:5}"
 }
 until grep -q 'default bucket' "$work/garage.log"; do sleep 0.2; done
 for _ in $(seq "$runs"); do
     for codec in zstd gzip; do
         export BACKUP_COMPRESSION=$codec
-        measure "$codec" "to disk" timed '' "$work/local" --quiet backup --no-prune --database bench
+        compare "$codec" "to disk" '' "$work/local" --quiet backup --no-prune --database bench
         rm -rf "$work/local" && mkdir "$work/local"
-        S3_PREFIX=dumps/ measure "$codec" "straight to S3" timed bench none --quiet backup --no-prune --database bench
+        S3_PREFIX=dumps/ compare "$codec" "straight to S3" bench none --quiet backup --no-prune --database bench
     done
 done
 unset BACKUP_COMPRESSION
@@ -137,8 +93,8 @@ kill "$service" && wait "$service" 2>/dev/null || true
 service=
 
 say "$backups backups …"
-timed '' "$work/many" --quiet backup --no-prune --database tiny >"$work/out"
-id=$(awk '/^backup_tiny_/ { print $1; exit }' "$work/out")
+compare many "a tiny dump" '' "$work/many" --quiet backup --no-prune --database tiny
+id=$(awk '/^backup_tiny_/ { print $1; exit }' "$work/out.log")
 stamp=${id#backup_tiny_}
 # The same backup once for each hour before it.
 perl -MDigest::SHA=sha256_hex -MPOSIX=strftime,mktime -e '
@@ -162,29 +118,17 @@ perl -MDigest::SHA=sha256_hex -MPOSIX=strftime,mktime -e '
             link "$dir/$id.sql.gz$suffix", "$dir/backup_tiny_$other.sql.gz$suffix" or die $!;
         }
     }' "$work/many" "$id" "$backups"
-measure many "replicate of $backups, once" timed bench "$work/many" --quiet replicate
+compare many "replicate of $backups, once" bench "$work/many" --quiet replicate
 for place in local s3; do
-    measure many "list of $place" timed bench "$work/many" list --store "$place"
-    [ "$(wc -l <"$work/out")" -ge "$backups" ] || { say "only $(wc -l <"$work/out") lines"; exit 1; }
-    measure many "prune --dry-run of $place" timed bench "$work/many" prune --dry-run --store "$place"
-    DB_NAME=tiny measure many "status of $place" timed bench "$work/many" status --store "$place"
+    compare many "list of $place" bench "$work/many" list --store "$place"
+    [ "$(wc -l <"$work/out.log")" -ge "$backups" ] || { say "only $(wc -l <"$work/out.log") lines"; exit 1; }
+    compare many "prune --dry-run of $place" bench "$work/many" prune --dry-run --store "$place"
+    DB_NAME=tiny compare many "status of $place" bench "$work/many" status --store "$place"
 done
 
 echo
-echo "$(nproc) cores, PostgreSQL $("$bin/postgres" --version | awk '{print $3}'), Garage on the same machine, $gb GB, $jobs jobs, $runs run(s); medians."
+echo "$(machine), Garage on the same machine, $gb GB, $jobs jobs, $runs run(s); medians."
 echo
-awk -F'\t' -v backups="$backups" '
-    function median(list,   n, i, j, t, a) { n = split(list, a, " "); for (i = 2; i <= n; i++) for (j = i; j > 1 && a[j-1]+0 > a[j]+0; j--) { t = a[j]; a[j] = a[j-1]; a[j-1] = t } return a[int((n + 1) / 2)] }
-    { key = $1 FS $2; if (!(key in wall)) order[++count] = key; wall[key] = wall[key] " " $3; rss[key] = rss[key] " " $4; asked[key] = $5 }
-    END {
-        print "| | wall s | memory MiB | requests to S3 | ratio |"
-        print "| --- | --- | --- | --- | --- |"
-        for (i = 1; i <= count; i++) {
-            key = order[i]; split(key, part, FS); w = median(wall[key])
-            if (part[1] != group) { group = part[1]; base = w }
-            ratio = group == "many" ? "" : sprintf("%.2f", w / base)
-            printf "| %s: %s | %.2f | %.0f | %d | %s |\n", part[1], part[2], w, median(rss[key]) / 1024, asked[key], ratio
-        }
-    }' "$results"
+plain=many table wall memory requests ratio
 echo
 echo "serve, idle: $((idle_rss / 1024)) MiB resident, $idle_cpu ticks of $(getconf CLK_TCK) a second in 20 s."

@@ -6,7 +6,7 @@
 #                            pre-release side by side, and PostgreSQL's own regression databases
 #   scripts/setup.sh skip    prints `--skip on_NN` for each of these that cannot be had here, so
 #                            that its tests are counted as left out
-#   scripts/setup.sh bench   what demo needs, and the peers' tools
+#   scripts/setup.sh bench   what demo needs, and the peers' tools, pgBackRest among them
 #   scripts/setup.sh cache   prints the cache directory; the only place that decides it
 #
 # Says what it will install before it does. Quick, silent and offline when nothing is missing.
@@ -117,6 +117,7 @@ packages_bench() {
     packages_demo
     need zstd zstd
     need time /usr/bin/time
+    need patchelf patchelf
 }
 
 # ---- other majors, side by side ---------------------------------------------------------
@@ -407,6 +408,33 @@ build_base() {
     rm -rf "$root"
 }
 
+# ---- pgBackRest ---------------------------------------------------------------------------
+
+# Of the suite whose server the benchmark uses: bookworm's knows none after 15.
+have_pgbackrest() { [ -e "$cache/pgbackrest/complete" ]; }
+
+build_pgbackrest() {
+    local root=$cache/pgbackrest suite
+    suite=$(suite_of 17)
+    private_apt_open "$suite"
+    say "fetching pgBackRest of Debian $suite into $root"
+    rm -rf "$root"
+    # shellcheck disable=SC2046 # a list of package names
+    unpack_into "$suite" "$root" $(closure "$suite" pgbackrest)
+    relink "$root" "$root/usr/bin/pgbackrest"
+    "$root/usr/bin/pgbackrest" version >&2
+    touch "$root/complete"
+}
+
+setup_bench() {
+    have_pgbackrest && return 0
+    mkdir -p "$cache"
+    exec 9>"$cache/lock"
+    flock -n 9 || { say "another setup is running; waiting for it" && flock 9; }
+    open_work
+    have_pgbackrest || build_pgbackrest
+}
+
 # ---- the sub-commands -------------------------------------------------------------------
 
 # Does every part that is missing; <prefix> is a pair of functions have_<prefix>, build_<prefix>.
@@ -527,7 +555,7 @@ cache) echo "$cache" ;;
 skip) skipped ;;
 extra) setup_extra "$2" ;; # called by `test`, under its lock
 demo) packages_demo; install_missing ;;
-bench) packages_bench; install_missing ;;
+bench) packages_bench; install_missing; setup_bench ;;
 test) packages_test; install_missing; ensure_locale; setup_test ;;
 *) die "usage: scripts/setup.sh demo|test|bench|cache|skip" ;;
 esac

@@ -6,6 +6,7 @@
 mod elsewhere;
 mod keys;
 mod records;
+mod schedules;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 
 use crate::anomaly::Thresholds;
 use crate::archive::{Crypt, Identities};
@@ -26,7 +26,6 @@ use crate::error::{Error, Result};
 use crate::postgres::tools::Tools;
 use crate::postgres::{ConnInfo, Target, patience};
 use crate::retention::Policy;
-use crate::schedule::{self, Schedule};
 use crate::store::Store;
 use crate::store::local::LocalStore;
 use crate::store::lock::Reading;
@@ -379,6 +378,7 @@ impl App {
             keep_monthly: keep.keep_monthly,
             keep_yearly: keep.keep_yearly,
             keep_min: keep.keep_min,
+            wal_days: self.wal_days(),
         })
     }
 
@@ -402,19 +402,6 @@ impl App {
     pub fn gate<'a>(&self, catalog: &'a Catalog) -> Gate<'a> {
         let limits = self.thresholds();
         Gate { catalog, limits }
-    }
-
-    /// When dumps are taken.
-    ///
-    /// # Errors
-    /// `Usage` for a schedule that is malformed or never comes.
-    pub fn schedule(&self) -> Result<Schedule> {
-        let service = &self.config.service;
-        let zone = match &service.zone {
-            Some(name) => schedule::zone(name).map_err(|error| error.context("TZ"))?,
-            None => TimeZone::try_system().unwrap_or(TimeZone::UTC),
-        };
-        Schedule::parse(&service.schedule, &zone).map_err(|error| error.context("BACKUP_SCHEDULE"))
     }
 
     /// A fresh progress counter.

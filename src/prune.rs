@@ -13,7 +13,7 @@ use crate::cancel::Token;
 use crate::catalog::commit;
 use crate::catalog::list::{Catalog, Entry, State};
 use crate::error::{Error, Result};
-use crate::retention::{self, Backup, Clock, Condition, Policy, Reason};
+use crate::retention::{self, Backup, Clock, Condition, Policy, Reason, Span};
 use crate::store::Store;
 use crate::units::{BackupId, BackupKind};
 
@@ -137,11 +137,22 @@ fn backup(entry: &Entry) -> Backup {
         legacy: entry.summary.is_none() && entry.state == State::Legacy,
         bytes: entry.bytes,
         parent: parent(entry).cloned(),
+        span: span(entry),
     }
 }
 
 fn parent(entry: &Entry) -> Option<&BackupId> {
     entry.summary.as_ref()?.parent.as_ref()
+}
+
+fn span(entry: &Entry) -> Option<Span> {
+    let manifest = entry.manifest.as_ref()?;
+    let base = manifest.base.as_ref()?;
+    Some(Span {
+        ended: manifest.finished_at,
+        start: base.start_lsn,
+        segment: base.wal_segment_bytes,
+    })
 }
 
 /// Oldest first, but incremental backups before what they build on, which is older: an
@@ -209,6 +220,7 @@ mod tests {
         keep_monthly: 0,
         keep_yearly: 0,
         keep_min: 1,
+        wal_days: None,
     };
 
     /// A store that fails for a moment must not cost a backup, however old.

@@ -10,6 +10,7 @@
 //! - it is not good, but nothing of its database is;
 //! - it is the globals of a good dump that is kept;
 //! - an incremental base backup that is kept builds on it, directly or not;
+//! - it is a base backup that the window of archived WAL needs (`window`);
 //! - a newer or older one of its database is suspect, and nobody accepted that one;
 //! - the clock that judges it is in doubt.
 //!
@@ -38,10 +39,12 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::units::{BackupId, BackupKind};
 pub use reason::{Reason, Tier, Warning};
+pub use window::{Span, wal_floor};
 
 mod chains;
 mod doubt;
 mod reason;
+mod window;
 
 /// What is known of a backup's contents.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,6 +79,8 @@ pub struct Backup {
     pub bytes: u64,
     /// What an incremental base backup builds on.
     pub parent: Option<BackupId>,
+    /// Of a base backup whose manifest tells.
+    pub span: Option<Span>,
 }
 
 /// What a user wants to keep. Every rule adds to the others.
@@ -91,6 +96,8 @@ pub struct Policy {
     pub keep_yearly: u32,
     /// So many good ones of each database and cluster. 0 means 1.
     pub keep_min: u32,
+    /// Where WAL is archived: so many times 24 hours can be restored to any moment.
+    pub wal_days: Option<u32>,
 }
 
 /// By what time ages are judged.
@@ -133,6 +140,7 @@ pub fn plan(backups: &[Backup], policy: &Policy, clock: Clock) -> Plan {
     verdicts.keep_bad_without_good();
     let held = verdicts.keep_beside_suspects();
     verdicts.keep_globals_of_dumps();
+    verdicts.keep_window();
     verdicts.keep_chains();
     let doubt = verdicts.keep_in_doubt();
     verdicts.finish(doubt.into_iter().chain(held).collect())
@@ -413,17 +421,6 @@ impl<'a> Verdicts<'a> {
             plan.decisions.push(Decision { keep, reasons });
         }
         plan
-    }
-}
-
-impl Policy {
-    fn tiers(&self) -> [(Tier, u32); 4] {
-        [
-            (Tier::Daily, self.keep_daily),
-            (Tier::Weekly, self.keep_weekly),
-            (Tier::Monthly, self.keep_monthly),
-            (Tier::Yearly, self.keep_yearly),
-        ]
     }
 }
 

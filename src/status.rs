@@ -1,11 +1,14 @@
-//! Is every database backed up as its schedule promises? A value from a catalog. Pure.
+//! Is every database, and the cluster as a whole, backed up as its schedules promise? A value from a catalog. Pure.
 //!
 //! Invariant: healthy means that each wanted database has a good backup no older than the
 //! promise, and no younger one is suspect. A backup that is not good never counts, nor does a legacy one that nobody checked.
 
+mod bases;
 pub mod windows;
 
 use jiff::{SignedDuration, Timestamp};
+
+pub use self::bases::{Bases, Promised, bases};
 
 use crate::catalog::list::{Catalog, Entry, State};
 use crate::schedule::Schedule;
@@ -41,6 +44,8 @@ pub struct Database {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     pub databases: Vec<Database>,
+    /// Where any are promised.
+    pub bases: Option<Bases>,
     /// No good backup may be older than this.
     pub promised: Timestamp,
     pub next_run: Timestamp,
@@ -49,7 +54,10 @@ pub struct Status {
 impl Status {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        !self.databases.is_empty() && self.databases.iter().all(|one| one.trouble.is_none())
+        let bases = self.bases.as_ref();
+        !self.databases.is_empty()
+            && self.databases.iter().all(|one| one.trouble.is_none())
+            && bases.is_none_or(|bases| bases.trouble.is_none())
     }
 }
 
@@ -62,7 +70,7 @@ pub fn status(
     last: Option<Attempt>,
     now: Timestamp,
 ) -> Status {
-    let promised = promise(schedule, last, now);
+    let promised = promise(schedule, last, now, GRACE_MAX);
     let databases = wanted.iter().map(|name| {
         let good: Vec<&Entry> = catalog
             .entries
@@ -101,6 +109,7 @@ pub fn status(
     });
     Status {
         databases: databases.collect(),
+        bases: None,
         promised,
         next_run: schedule.next_after(now),
     }
@@ -108,13 +117,18 @@ pub fn status(
 
 /// The newest scheduled moment whose run must be over: at once when it is known to have failed,
 /// else when it had time enough.
-fn promise(schedule: &Schedule, last: Option<Attempt>, now: Timestamp) -> Timestamp {
+fn promise(
+    schedule: &Schedule,
+    last: Option<Attempt>,
+    now: Timestamp,
+    grace_max: SignedDuration,
+) -> Timestamp {
     let newest = schedule.previous_at(now);
     if last.is_some_and(|last| !last.ok && last.started_at >= newest) {
         return newest;
     }
     let interval = schedule.next_after(newest).duration_since(newest);
-    let grace = (interval / 2).clamp(GRACE_MIN, GRACE_MAX);
+    let grace = (interval / 2).clamp(GRACE_MIN, grace_max);
     schedule.promise(now, grace)
 }
 

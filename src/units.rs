@@ -202,8 +202,9 @@ pub enum Codec {
     /// One gzip member a frame, libdeflate's levels 1 to 12. None: 1 or 2 for each frame, 2 where
     /// that makes it clearly smaller.
     Gzip { level: Option<u8> },
-    /// One zstd frame a frame, levels 1 to 19.
-    Zstd { level: u8 },
+    /// One zstd frame a frame, levels 1 to 19. None: 1 or 3 for each frame, 3 where that makes it
+    /// clearly smaller.
+    Zstd { level: Option<u8> },
     /// As it is.
     None,
 }
@@ -217,8 +218,8 @@ impl Default for Codec {
 impl Codec {
     /// gzip without a level (measured: docs/decisions/0002-compression-defaults.md).
     pub const GZIP: Codec = Codec::Gzip { level: None };
-    /// zstd at its default level.
-    pub const ZSTD: Codec = Codec::Zstd { level: 3 };
+    /// zstd without a level, likewise.
+    pub const ZSTD: Codec = Codec::Zstd { level: None };
 
     /// Parses `gzip[:1-12]`, `zstd[:1-19]` or `none`.
     ///
@@ -233,7 +234,7 @@ impl Codec {
             ("gzip", None) => Ok(Codec::GZIP),
             ("gzip", Some(Some(level @ 1..=12))) => Ok(Codec::Gzip { level: Some(level) }),
             ("zstd", None) => Ok(Codec::ZSTD),
-            ("zstd", Some(Some(level @ 1..=19))) => Ok(Codec::Zstd { level }),
+            ("zstd", Some(Some(level @ 1..=19))) => Ok(Codec::Zstd { level: Some(level) }),
             ("none", None) => Ok(Codec::None),
             _ => Err(
                 Error::usage(format!("{text:?} is not a compression pgark knows"))
@@ -272,11 +273,10 @@ impl Codec {
 impl fmt::Display for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Codec::Gzip { level: Some(level) } | Codec::Zstd { level } => {
+            Codec::Gzip { level: Some(level) } | Codec::Zstd { level: Some(level) } => {
                 write!(f, "{}:{level}", self.name())
             }
-            Codec::Gzip { level: None } => f.write_str(self.name()),
-            Codec::None => f.write_str("none"),
+            _ => f.write_str(self.name()),
         }
     }
 }

@@ -44,7 +44,6 @@ pub(crate) struct Stage {
     pub(crate) server: Server,
     pub(crate) dir: TempDir,
     pub(crate) garage: Option<Garage>,
-    pub(crate) to: To,
     key: Option<(String, PathBuf)>,
     streams: u32,
 }
@@ -81,7 +80,6 @@ impl Stage {
             server,
             dir,
             garage: (to == To::Bucket).then(Garage::start),
-            to,
             key,
             streams: 0,
         };
@@ -233,7 +231,9 @@ impl Drop for Stream {
 }
 
 /// Sessions that write into the ledger until they are dropped.
-pub(crate) struct Writers(Vec<crate::support::Session>);
+pub(crate) struct Writers {
+    _sessions: Vec<crate::support::Session>,
+}
 
 impl Writers {
     pub(crate) fn start(server: &Server, count: u32) -> Writers {
@@ -244,7 +244,9 @@ impl Writers {
             );
             crate::support::Session::start(server, "postgres", &sql)
         };
-        Writers((0..count).map(one).collect())
+        Writers {
+            _sessions: (0..count).map(one).collect(),
+        }
     }
 }
 

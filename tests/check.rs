@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 mod stores;
+mod wal;
 
 use crate::pooler::Bouncer;
 use crate::support::site::{files, names};

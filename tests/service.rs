@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+mod bases;
+
 use crate::support::gate::Gate;
 use crate::support::site::{Site, files, list};
 use crate::support::{PASSWORD, Pgark, Running, TempDir, until};

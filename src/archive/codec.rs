@@ -20,10 +20,11 @@ const PLAIN_HEADER: &[u8; 10] = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
 /// CRC-32 and length modulo 2^32.
 const GZIP_TRAILER: usize = 8;
 
-/// A sample decides for a frame of 2 MiB at some 3 % of its cost.
-const SAMPLE_BYTES: usize = 32 << 10;
-/// What level 2 must leave of level 1's size to be worth 1.5 times its time
-/// (docs/decisions/0002-compression-defaults.md).
+/// A sample of a frame of 1 MiB decides for all of it. libdeflate's levels show themselves sooner than zstd's.
+const GZIP_SAMPLE_BYTES: usize = 16 << 10;
+const ZSTD_SAMPLE_BYTES: usize = 32 << 10;
+/// What the slower level must leave of the faster one's size to be worth 1.5 times its time (gzip) or
+/// twice (zstd); docs/decisions/0002-compression-defaults.md.
 const SMALLER_PERMILLE: usize = 970;
 
 /// Makes frames. One a thread; its memory is used again.
@@ -33,13 +34,43 @@ pub struct Compressor {
 }
 
 enum Method {
-    Gzip {
-        gzip: libdeflater::Compressor,
-        /// Used instead for frames that it makes clearly smaller.
-        smaller: Option<libdeflater::Compressor>,
-    },
-    Zstd(zstd::bulk::Compressor<'static>),
+    Gzip(Levels<libdeflater::Compressor>),
+    Zstd(Levels<zstd::bulk::Compressor<'static>>),
     None,
+}
+
+struct Levels<T> {
+    usual: T,
+    /// Used instead for frames that it makes clearly smaller.
+    smaller: Option<T>,
+}
+
+impl<T> Levels<T> {
+    /// The level asked for, or else both of the usual ones.
+    fn new(level: Option<u8>, usual: [u8; 2], make: impl Fn(u8) -> Result<T>) -> Result<Levels<T>> {
+        Ok(Levels {
+            usual: make(level.unwrap_or(usual[0]))?,
+            smaller: level.is_none().then(|| make(usual[1])).transpose()?,
+        })
+    }
+
+    /// The level for this frame, by the `size` that each makes of a sample from its middle.
+    fn choose(
+        &mut self,
+        raw: &[u8],
+        sample_bytes: usize,
+        mut size: impl FnMut(&mut T, &[u8]) -> Option<usize>,
+    ) -> &mut T {
+        let Some(smaller) = &mut self.smaller else {
+            return &mut self.usual;
+        };
+        let from = raw.len().saturating_sub(sample_bytes) / 2;
+        let sample = &raw[from..(from + sample_bytes).min(raw.len())];
+        match (size(&mut self.usual, sample), size(smaller, sample)) {
+            (Some(one), Some(other)) if other * 1000 < one * SMALLER_PERMILLE => smaller,
+            _ => &mut self.usual,
+        }
+    }
 }
 
 impl Compressor {
@@ -47,23 +78,17 @@ impl Compressor {
     /// `Usage` for a level that the codec lacks, `Failed` when memory is short.
     pub fn new(codec: Codec) -> Result<Compressor> {
         let method = match codec {
-            Codec::Gzip { level } => {
-                let make = |level: u8| {
-                    let level = CompressionLvl::new(i32::from(level))
-                        .map_err(|_| Error::usage(format!("gzip has no level {level}")))?;
-                    Ok::<_, Error>(libdeflater::Compressor::new(level))
-                };
-                Method::Gzip {
-                    gzip: make(level.unwrap_or(1))?,
-                    smaller: level.is_none().then(|| make(2)).transpose()?,
-                }
-            }
-            Codec::Zstd { level } => {
+            Codec::Gzip { level } => Method::Gzip(Levels::new(level, [1, 2], |level| {
+                let level = CompressionLvl::new(i32::from(level))
+                    .map_err(|_| Error::usage(format!("gzip has no level {level}")))?;
+                Ok(libdeflater::Compressor::new(level))
+            })?),
+            Codec::Zstd { level } => Method::Zstd(Levels::new(level, [1, 3], |level| {
                 let mut zstd = zstd::bulk::Compressor::new(i32::from(level))?;
                 zstd.set_parameter(CParameter::ChecksumFlag(true))?;
                 zstd.set_parameter(CParameter::ContentSizeFlag(true))?;
-                Method::Zstd(zstd)
-            }
+                Ok(zstd)
+            })?),
             Codec::None => Method::None,
         };
         Ok(Compressor {
@@ -78,21 +103,14 @@ impl Compressor {
     /// `Failed` when the library refuses, which it does only for lack of memory.
     pub fn compress(&mut self, raw: &[u8], first: bool, out: &mut Vec<u8>) -> Result<()> {
         match &mut self.method {
-            Method::Gzip { gzip, smaller } => {
-                let bound = gzip.deflate_compress_bound(raw.len());
+            Method::Gzip(levels) => {
+                let bound = levels.usual.deflate_compress_bound(raw.len());
                 if self.scratch.len() < bound {
                     self.scratch.resize(bound, 0);
                 }
-                let gzip = match smaller {
-                    Some(smaller) => {
-                        if pays(gzip, smaller, raw, &mut self.scratch) {
-                            smaller
-                        } else {
-                            gzip
-                        }
-                    }
-                    None => gzip,
-                };
+                let gzip = levels.choose(raw, GZIP_SAMPLE_BYTES, |gzip, sample| {
+                    gzip.deflate_compress(sample, &mut self.scratch).ok()
+                });
                 let count = gzip
                     .deflate_compress(raw, &mut self.scratch)
                     .map_err(|error| Error::failed(format!("gzip: {error}")))?;
@@ -106,9 +124,13 @@ impl Compressor {
                 out.extend_from_slice(&self.scratch[..count]);
                 out.extend_from_slice(&trailer(raw));
             }
-            Method::Zstd(zstd) => {
+            Method::Zstd(levels) => {
                 self.scratch.clear();
                 self.scratch.reserve(compress_bound(raw.len()));
+                let zstd = levels.choose(raw, ZSTD_SAMPLE_BYTES, |zstd, sample| {
+                    zstd.compress_to_buffer(sample, &mut self.scratch).ok()
+                });
+                self.scratch.clear();
                 zstd.compress_to_buffer(raw, &mut self.scratch)?;
                 let mark = if first { &ZSTD_FRAME[..] } else { &[] };
                 out.reserve_exact(mark.len() + self.scratch.len());
@@ -118,22 +140,6 @@ impl Compressor {
             Method::None => out.extend_from_slice(raw),
         }
         Ok(())
-    }
-}
-
-/// Whether `smaller` saves enough of a frame's size for its time, by a sample from the middle.
-fn pays(
-    gzip: &mut libdeflater::Compressor,
-    smaller: &mut libdeflater::Compressor,
-    raw: &[u8],
-    scratch: &mut [u8],
-) -> bool {
-    let from = raw.len().saturating_sub(SAMPLE_BYTES) / 2;
-    let sample = &raw[from..(from + SAMPLE_BYTES).min(raw.len())];
-    let mut size = |with: &mut libdeflater::Compressor| with.deflate_compress(sample, scratch).ok();
-    match (size(gzip), size(smaller)) {
-        (Some(one), Some(other)) => other * 1000 < one * SMALLER_PERMILLE,
-        _ => false,
     }
 }
 
@@ -280,6 +286,27 @@ mod tests {
             assert!(decode_frame(codec, &frame, raw.len() - 1).is_err());
             assert!(decode_frame(codec, &frame, raw.len() + 1).is_err());
         }
+    }
+
+    #[test]
+    fn a_frame_has_the_slower_level_only_where_that_pays() {
+        let mut seed = 7_u64;
+        let mut number = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            seed >> 40
+        };
+        let numbers: String = (0..9000)
+            .map(|i| format!("{i}\t{}\t{}.{}\n", number(), number() % 1000, number()))
+            .collect();
+        let text = include_str!("codec.rs");
+        let one = |codec, raw: &str| frames(codec, &[b"", raw.as_bytes()]).remove(1);
+        let gzip = |level| Codec::Gzip { level: Some(level) };
+        let zstd = |level| Codec::Zstd { level: Some(level) };
+        assert!(one(Codec::GZIP, &numbers) == one(gzip(2), &numbers));
+        assert!(one(Codec::GZIP, &"a".repeat(99_999)) == one(gzip(1), &"a".repeat(99_999)));
+        assert!(one(Codec::ZSTD, &numbers) == one(zstd(1), &numbers));
+        assert!(one(Codec::ZSTD, text) == one(zstd(3), text));
+        assert!(one(zstd(1), text) != one(zstd(3), text));
     }
 
     proptest! {

@@ -8,11 +8,12 @@
 //! finding and ends nothing else. A crash between the write and the deletion of the trial object
 //! leaves that one, `pgark-check-…`, which no backup is named like.
 //!
-//! Not here: base backups and WAL.
+//! What base backups and WAL need is looked at where they are asked for.
 
 pub mod database;
 pub mod server;
 pub mod store;
+pub mod wal;
 
 use std::fmt;
 

@@ -337,7 +337,7 @@ pub fn refused(subject: &str, error: &Error, target: &Target) -> Finding {
 }
 
 /// The line that lets in who the server has just refused, by the address that it saw.
-fn hba_line(fact: &str, user: &str, database: &str) -> Option<String> {
+pub(super) fn hba_line(fact: &str, user: &str, database: &str) -> Option<String> {
     let (_, rest) = fact.split_once("host \"")?;
     let (address, rest) = rest.split_once('"')?;
     if address == "[local]" {

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
 
-pub use self::restore::{Along, Restore, WalGet, WalMode};
+pub use self::restore::{Restore, WalGet, WalMode};
 use self::values::{database, jobs, rate_kib, time};
 
 /// PostgreSQL backups that anyone can restore.
@@ -287,6 +287,7 @@ pub struct Status {
 pub enum Trigger {
     Schedule,
     Start,
+    Gap,
     Manual,
 }
 

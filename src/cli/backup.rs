@@ -28,6 +28,7 @@ pub(super) fn backup(app: &App, verb: &Backup, global: &Global, out: &mut Out<'_
         trigger: match verb.trigger {
             args::Trigger::Schedule => Trigger::Schedule,
             args::Trigger::Start => Trigger::Start,
+            args::Trigger::Gap => Trigger::Gap,
             args::Trigger::Manual => Trigger::Manual,
         },
         no_prune: verb.no_prune,

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::catalog::list::{Entry, State};
 use crate::catalog::manifest::{BaseRecord, Manifest};
 use crate::prune::Verdict;
-use crate::status::Status;
 use crate::status::windows::{Window, rpo};
+use crate::status::{Bases, Status};
 use crate::units::ByteSize;
 
 /// Aligns columns by their widest cell; two blanks between them, none at the end.
@@ -157,6 +157,9 @@ pub(super) fn status(status: &Status, store: &str, prefix: &str, now: Timestamp)
         &rows,
     );
     let _ = writeln!(text, "\nstore     {store}");
+    if let Some(bases) = &status.bases {
+        text.push_str(&bases_lines(bases, prefix, now));
+    }
     let _ = writeln!(
         text,
         "next run  {} (in {})",
@@ -167,6 +170,23 @@ pub(super) fn status(status: &Status, store: &str, prefix: &str, now: Timestamp)
         let _ = writeln!(text, "restore   pgark restore {prefix}{newest}");
     }
     text
+}
+
+/// The base backups of a cluster, where any are promised.
+fn bases_lines(bases: &Bases, prefix: &str, now: Timestamp) -> String {
+    let newest = match (&bases.newest, bases.newest_at) {
+        (Some(id), Some(at)) => {
+            let (age, bytes) = (age(now.duration_since(at)), ByteSize(bases.bytes));
+            format!("{prefix}{id}, {age} old, {bytes}, {} good", bases.good)
+        }
+        _ => "none".to_owned(),
+    };
+    let trouble = bases.trouble.as_ref();
+    let trouble = trouble.map_or_else(String::new, |why| format!(", NOT OK: {why}"));
+    let next = bases.next_run.map_or_else(String::new, |next| {
+        format!("next base {next} (in {})\n", age(next.duration_since(now)))
+    });
+    format!("base      {newest}{trouble}\n{next}")
 }
 
 /// A span in its two largest units.

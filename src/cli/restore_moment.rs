@@ -111,7 +111,7 @@ impl World {
                     None
                 },
                 target,
-                timeline: verb.timeline.and_then(|along| along.0),
+                timeline: verb.timeline.flatten(),
                 threads: app.config.jobs,
                 cancel: &app.cancel,
             }

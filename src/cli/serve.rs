@@ -10,19 +10,23 @@ use std::sync::{Arc, Mutex};
 
 use crate::app::App;
 use crate::catalog::legacy::check_legacy;
-use crate::catalog::list::{self, State};
+use crate::catalog::list::{self, Entry, State};
 use crate::config::{Among, Databases, Environment, Flags};
 use crate::error::{Error, Result};
+use crate::postgres::replication::Replication;
 use crate::schedule::Schedule;
 use crate::service::crontab;
 use crate::service::health::{Health, Kept};
 use crate::service::http::{self, Pulse};
+use crate::service::journal::Work;
 use crate::service::log::Log;
 use crate::service::notify::notify;
 use crate::service::slots::Slots;
-use crate::service::supervisor::Supervisor;
+use crate::service::supervisor::{Plan, Supervisor};
+use crate::status::Promised;
 use crate::store::Store;
 use crate::store::local::LocalStore;
+use crate::units::BackupKind;
 
 pub(super) fn serve(apps: Vec<App>, environment: &Environment, flags: &Flags) -> Result<()> {
     let Some(first) = apps.first() else {
@@ -31,7 +35,10 @@ pub(super) fn serve(apps: Vec<App>, environment: &Environment, flags: &Flags) ->
     let service = &first.config.service;
     let log = Log::new(&service.log_format).with_file(service.log_file.as_deref());
     let (address, cancel) = (service.http_addr.clone(), first.cancel.clone());
-    let slots = Slots::new(first.config.max_runs);
+    let turns = Turns {
+        dumps: Slots::new(first.config.max_runs),
+        bases: Slots::new(first.config.max_runs),
+    };
     if let Some(line) = &first.config.no_effect_yet {
         log.warn(line);
     }
@@ -52,17 +59,11 @@ pub(super) fn serve(apps: Vec<App>, environment: &Environment, flags: &Flags) ->
             log.error(&error.to_string());
         }
         let app = Arc::new(app);
-        healths.push(health(&app, schedule.clone())?);
+        let promised = app.base_schedules()?;
+        healths.push(health(&app, schedule.clone(), promised.clone())?);
+        let lanes = lanes(&app, schedule, promised, &turns)?;
         let arguments = arguments(&app, flags);
-        let one = supervisor(
-            &app,
-            schedule,
-            log,
-            environment,
-            (number, &slots),
-            arguments,
-        );
-        supervisors.push(one?);
+        supervisors.push(supervisor(&app, lanes, log, environment, number, arguments));
     }
     let pulses: Vec<_> = supervisors
         .iter()
@@ -130,7 +131,7 @@ fn begin(log: Log, app: &App, number: usize) -> Result<()> {
     greet(log, store)
 }
 
-fn health(app: &Arc<App>, schedule: Schedule) -> Result<Health> {
+fn health(app: &Arc<App>, schedule: Schedule, bases: Promised) -> Result<Health> {
     let opener = Arc::clone(app);
     Ok(Health {
         cluster: app.config.cluster.clone(),
@@ -138,6 +139,7 @@ fn health(app: &Arc<App>, schedule: Schedule) -> Result<Health> {
         dir: app.config.dir.clone(),
         databases: app.databases()?,
         schedule,
+        bases,
         others: app.others().into_iter().map(str::to_owned).collect(),
         kept: Mutex::new(Kept::default()),
     })
@@ -156,33 +158,80 @@ fn arguments(app: &App, flags: &Flags) -> Vec<String> {
         .collect()
 }
 
+/// Turns among the clusters. Dumps and base backups have their own: neither waits for the other.
+struct Turns {
+    dumps: Arc<Slots>,
+    bases: Arc<Slots>,
+}
+
+/// What this cluster's supervisor takes, and when.
+fn lanes(app: &Arc<App>, schedule: Schedule, bases: Promised, turns: &Turns) -> Result<Vec<Plan>> {
+    let (databases, on_start) = (app.databases()?, app.config.service.on_start);
+    let asked = Arc::clone(app);
+    let mut lanes = vec![Plan {
+        rows: vec![(Work::Dumps, schedule)],
+        first: Work::Dumps,
+        on_start,
+        slots: Arc::clone(&turns.dumps),
+        ask: Arc::new(move || asked.pin(databases.names()).map(|_| true)),
+    }];
+    let needs_one = bases.needs_one();
+    // WAL restores nothing without one, whatever is said of the start.
+    let on_start = bases.streaming || (needs_one && on_start);
+    let full = bases.full.map(|schedule| (Work::Base, schedule));
+    let incremental = bases.incremental;
+    let incremental = incremental.map(|schedule| (Work::Incremental, schedule));
+    let rows: Vec<_> = full.into_iter().chain(incremental).collect();
+    if needs_one || !rows.is_empty() {
+        let asked = Arc::clone(app);
+        lanes.push(Plan {
+            rows,
+            first: Work::Base,
+            on_start,
+            slots: Arc::clone(&turns.bases),
+            ask: Arc::new(move || lacks_base(&asked)),
+        });
+    }
+    Ok(lanes)
+}
+
+/// Whether the store has no good base backup of the cluster that answers now: one of before a
+/// `pg_upgrade` is none.
+fn lacks_base(app: &App) -> Result<bool> {
+    let target = app.pin(&[])?;
+    let system = Replication::connect(&target)?.identify()?.id.to_string();
+    let catalog = list::load(app.store(None)?.as_ref())?;
+    let ours = |entry: &Entry| {
+        let manifest = entry.manifest.as_ref();
+        let id = manifest.and_then(|manifest| manifest.system_identifier.as_ref());
+        entry.kind == BackupKind::Base && entry.good && id == Some(&system)
+    };
+    Ok(!catalog.entries.iter().any(ours))
+}
+
 fn supervisor(
-    app: &Arc<App>,
-    schedule: Schedule,
+    app: &App,
+    lanes: Vec<Plan>,
     log: Log,
     environment: &Environment,
-    (number, slots): (usize, &Arc<Slots>),
+    number: usize,
     arguments: Vec<String>,
-) -> Result<Supervisor> {
-    let databases = app.databases()?;
-    let asked = Arc::clone(app);
+) -> Supervisor {
     let pulse = Arc::new(Pulse::default());
     pulse.beat();
-    Ok(Supervisor {
-        schedule,
-        on_start: app.config.service.on_start,
+    Supervisor {
+        lanes,
+        streaming: app.config.wal.streaming,
         run_timeout: app.config.service.run_timeout,
         others: app.others().into_iter().map(str::to_owned).collect(),
         dir: app.config.dir.clone(),
         environment: environment.clone(),
         arguments,
         number,
-        slots: Arc::clone(slots),
         log,
         cancel: app.cancel.clone(),
         pulse,
-        server_answers: Arc::new(move || asked.pin(databases.names()).map(drop)),
-    })
+    }
 }
 
 fn describe(databases: &Databases) -> String {

@@ -176,7 +176,7 @@ pub(super) fn status(app: &App, verb: &Status, global: &Global, out: &mut Out<'_
         &app.databases()?,
         &app.config.dir,
         &catalog,
-        &app.schedule()?,
+        (&app.schedule()?, &app.base_schedules()?),
     );
     let behind = Behind::all(&app.config.dir, &app.others());
     let (healthy, mut value) = health::to_json(&status, &behind);
@@ -211,7 +211,11 @@ pub(super) fn status(app: &App, verb: &Status, global: &Global, out: &mut Out<'_
         }
     }
     if verb.exit_code && !healthy {
-        return Err(Error::failed("not every database is backed up as promised")
+        let what = match &status.bases {
+            Some(bases) if bases.trouble.is_some() => "not everything is backed up as promised",
+            _ => "not every database is backed up as promised",
+        };
+        return Err(Error::failed(what)
             .hint("`pgark list` shows what there is; backup.log in the store says what failed"));
     }
     Ok(())

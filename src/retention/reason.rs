@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use jiff::civil::Date;
 
-use super::Decision;
+use super::{Decision, Policy};
 use crate::units::BackupId;
 
 /// A period of which the newest good backup is kept (grandfather-father-son).
@@ -43,6 +43,17 @@ impl fmt::Display for Tier {
     }
 }
 
+impl Policy {
+    pub(super) fn tiers(&self) -> [(Tier, u32); 4] {
+        [
+            (Tier::Daily, self.keep_daily),
+            (Tier::Weekly, self.keep_weekly),
+            (Tier::Monthly, self.keep_monthly),
+            (Tier::Yearly, self.keep_yearly),
+        ]
+    }
+}
+
 /// One reason of a decision. Its words are for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
@@ -60,6 +71,10 @@ pub enum Reason {
     GoesWith(BackupId),
     /// Keeps: this incremental backup, which is kept, builds on it.
     NeededBy(BackupId),
+    /// Keeps: the newest good base backup of before the window of so many days, which it opens.
+    Anchor(u32),
+    /// Keeps: a good base backup within that window, the later anchors among them.
+    InWindow(u32),
     /// Keeps: its time lies in the future.
     Ahead,
     /// Keeps: its age cannot be trusted.
@@ -91,6 +106,12 @@ impl fmt::Display for Reason {
             }
             Reason::GoesWith(id) => write!(f, "goes with {id}"),
             Reason::NeededBy(id) => write!(f, "{id} builds on it"),
+            Reason::Anchor(days) => {
+                write!(f, "the window of {} begins with it", plural(*days, "day"))
+            }
+            Reason::InWindow(days) => {
+                write!(f, "within the window of {}", plural(*days, "day"))
+            }
             Reason::Ahead => f.write_str("dated in the future"),
             Reason::ClockInDoubt => f.write_str("the clock may have jumped"),
             Reason::NothingGood(of) => write!(f, "there is no good backup of {of}"),

@@ -3,6 +3,7 @@
 use super::*;
 mod random;
 mod suspect;
+mod window;
 
 const DAYS_30: Policy = Policy {
     days: 30,
@@ -11,6 +12,7 @@ const DAYS_30: Policy = Policy {
     keep_monthly: 0,
     keep_yearly: 0,
     keep_min: 1,
+    wal_days: None,
 };
 const NONE: Policy = Policy { days: 0, ..DAYS_30 };
 
@@ -41,6 +43,7 @@ fn dump(database: &str, time: Timestamp) -> Backup {
         legacy: false,
         bytes: 100,
         parent: None,
+        span: None,
     }
 }
 
@@ -115,15 +118,13 @@ fn days_of_zero_leave_all_to_the_other_rules() {
         keep_min: 2,
         ..NONE
     };
-    assert_eq!(
-        words(&backups, policy, night(3)),
-        [
-            "- no rule keeps it",
-            "- no rule keeps it",
-            "+ one of the 2 newest good ones",
-            "+ the newest good backup of app"
-        ]
-    );
+    let expected = [
+        "- no rule keeps it",
+        "- no rule keeps it",
+        "+ one of the 2 newest good ones",
+        "+ the newest good backup of app",
+    ];
+    assert_eq!(words(&backups, policy, night(3)), expected);
     let policy = Policy {
         keep_min: 0,
         ..NONE

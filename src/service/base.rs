@@ -14,7 +14,7 @@ use crate::catalog::manifest::Manifest;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::postgres::replication::Checkpoint;
-use crate::service::journal::Trigger;
+use crate::service::journal::{Trigger, Work};
 use crate::store::Store;
 
 /// How a base backup is wanted.
@@ -65,6 +65,11 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> (Done
         dir: &app.config.dir,
         store: store.describe(),
         started_at,
+        work: if how.incremental {
+            Work::Incremental
+        } else {
+            Work::Base
+        },
         wanted,
     };
     records.write(&before, &done, &notes, verdict.as_ref().err());
@@ -85,9 +90,9 @@ fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<M
             jobs: app.config.jobs,
             incremental: how.incremental,
             chain_max: app.config.wal.chain_max,
-            // A person waits; a schedule does not.
+            // A person waits, and so does whoever needs the moments after a gap; a schedule does not.
             checkpoint: match wanted.trigger {
-                Trigger::Manual => Checkpoint::Fast,
+                Trigger::Manual | Trigger::Gap => Checkpoint::Fast,
                 Trigger::Schedule | Trigger::Start => Checkpoint::Spread,
             },
             max_rate_kib: how.max_rate_kib,

@@ -1,4 +1,4 @@
-//! A run as a process: `pgark backup` or `pgark replicate`, with its secrets on stdin.
+//! A run as a process: `pgark backup`, `replicate` or `wal-stream`, with its secrets on stdin.
 //!
 //! Invariants: no secret is in its arguments or environment; what it says comes out as events of
 //! the service's log, line by line; dropped, it is killed. When the service dies, the kernel does
@@ -43,18 +43,29 @@ impl Run {
             .args(arguments)
             .env_clear()
             .envs(plain)
-            .env(SECRETS_ON_STDIN, "1")
+            .env(SECRETS_ON_STDIN, "1");
+        let secrets = serde_json::to_vec(&secret)
+            .map_err(|error| crate::error::Error::failed(error.to_string()))?;
+        Run::launch(command, &secrets, log, ended)
+    }
+
+    /// Starts a program that gets `input` on its stdin.
+    pub(super) fn launch(
+        mut command: Command,
+        input: &[u8],
+        log: Log,
+        ended: Sender<()>,
+    ) -> Result<Run> {
+        command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command
             .spawn()
             .context(|| "cannot start the run".to_owned())?;
-        let secrets = serde_json::to_vec(&secret)
-            .map_err(|error| crate::error::Error::failed(error.to_string()))?;
         if let Some(mut stdin) = child.stdin.take() {
             // One that died already says so itself.
-            let _ = stdin.write_all(&secrets);
+            let _ = stdin.write_all(input);
         }
         let (mut readers, closing) = (Vec::new(), Arc::new(AtomicBool::new(false)));
         if let Some(stdout) = child.stdout.take() {

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::journal::{self, Line, Outcome};
+use super::journal::{self, Line, Outcome, Work};
 use super::run::wanted_databases;
 use super::stores::Behind;
 use crate::catalog::list::{self, Catalog};
@@ -17,7 +18,7 @@ use crate::clock;
 use crate::config::Databases;
 use crate::error::Result;
 use crate::schedule::Schedule;
-use crate::status::{self, Attempt, Status};
+use crate::status::{self, Attempt, Bases, Promised, Status};
 use crate::store::{Object, Store};
 
 /// How long an answer serves.
@@ -35,6 +36,7 @@ pub struct Health {
     pub dir: PathBuf,
     pub databases: Databases,
     pub schedule: Schedule,
+    pub bases: Promised,
     /// The names of the stores that are filled from the first.
     pub others: Vec<String>,
     pub kept: Mutex<Kept>,
@@ -87,7 +89,12 @@ impl Health {
             kept.at = Some(Instant::now());
         }
         let catalog = &kept.catalog;
-        Ok(judge(&self.databases, &self.dir, catalog, &self.schedule))
+        Ok(judge(
+            &self.databases,
+            &self.dir,
+            catalog,
+            (&self.schedule, &self.bases),
+        ))
     }
 
     /// Whether all is well, and the answer as JSON.
@@ -119,11 +126,21 @@ pub fn judge(
     databases: &Databases,
     dir: &std::path::Path,
     catalog: &Catalog,
-    schedule: &Schedule,
+    (schedule, promised): (&Schedule, &Promised),
 ) -> Status {
     let wanted = wanted_databases(databases, dir, catalog);
-    let last = journal::read(dir).iter().rev().find_map(attempt);
-    status::status(catalog, &wanted, schedule, last, clock::now())
+    let (now, lines) = (clock::now(), journal::read(dir));
+    let last = |of: &dyn Fn(&Line) -> bool| {
+        let mut lines = lines.iter().rev().filter(|line| of(line));
+        lines.find_map(attempt)
+    };
+    let dumps = last(&|line| !line.is_base());
+    let full = last(&|line| line.work == Work::Base);
+    let any = last(&Line::is_base);
+    Status {
+        bases: status::bases(catalog, promised, (full, any), now),
+        ..status::status(catalog, &wanted, schedule, dumps, now)
+    }
 }
 
 /// Runs that did not come to work say nothing of the backups.
@@ -169,6 +186,9 @@ pub fn to_json(status: &Status, others: &[Behind]) -> (bool, Value) {
         "promised_since": status.promised,
         "next_run": status.next_run,
     });
+    if let Some(bases) = &status.bases {
+        value["base_backups"] = bases_json(bases, now);
+    }
     let others: Vec<Value> = others
         .iter()
         .map(|behind| {
@@ -188,10 +208,23 @@ pub fn to_json(status: &Status, others: &[Behind]) -> (bool, Value) {
     (healthy, value)
 }
 
+fn bases_json(bases: &Bases, now: Timestamp) -> Value {
+    json!({
+        "healthy": bases.trouble.is_none(),
+        "newest_good": bases.newest.as_ref().map(ToString::to_string),
+        "newest_good_at": bases.newest_at,
+        "age_seconds": bases.newest_at.map(|at| now.duration_since(at).as_secs()),
+        "bytes": bases.bytes,
+        "good_backups": bases.good,
+        "promised_since": bases.promised,
+        "next_run": bases.next_run,
+        "reason": bases.trouble,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jiff::Timestamp;
 
     #[test]
     fn a_second_store_that_is_behind_for_longer_than_a_run_takes_is_not_healthy() {
@@ -206,6 +239,7 @@ mod tests {
         };
         let status = Status {
             databases: vec![database],
+            bases: None,
             promised: at("2025-01-22T02:00:00Z"),
             next_run: at("2025-01-23T02:00:00Z"),
         };

@@ -18,6 +18,35 @@ use crate::store::local;
 /// A file that reached this size becomes `<name>.1`, which it replaces.
 const ROTATE_BYTES: u64 = 4 << 20;
 
+/// What a run takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Work {
+    #[default]
+    Dumps,
+    /// A full base backup.
+    Base,
+    /// An incremental one, or a full one where that cannot be.
+    Incremental,
+}
+
+impl Work {
+    #[must_use]
+    pub fn is_base(self) -> bool {
+        self != Work::Dumps
+    }
+
+    /// What it is called in the log.
+    #[must_use]
+    pub fn noun(self) -> &'static str {
+        match self {
+            Work::Dumps => "run",
+            Work::Base => "base backup",
+            Work::Incremental => "incremental base backup",
+        }
+    }
+}
+
 /// What started a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -25,6 +54,8 @@ pub enum Trigger {
     Schedule,
     /// The service's start.
     Start,
+    /// WAL streaming left a gap, behind which only a new base backup can be restored.
+    Gap,
     /// A person or a script.
     Manual,
 }
@@ -34,6 +65,7 @@ impl std::fmt::Display for Trigger {
         f.write_str(match self {
             Trigger::Schedule => "schedule",
             Trigger::Start => "start",
+            Trigger::Gap => "gap",
             Trigger::Manual => "manual",
         })
     }
@@ -84,6 +116,8 @@ pub struct Line {
     pub started_at: Timestamp,
     pub finished_at: Timestamp,
     pub trigger: Trigger,
+    #[serde(default)]
+    pub work: Work,
     pub outcome: Outcome,
     /// What went wrong with the run as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,6 +129,15 @@ pub struct Line {
     /// Ids of backups that expired.
     #[serde(default)]
     pub expired: Vec<String>,
+}
+
+impl Line {
+    /// Whether it is about a base backup. Lines of before there was [`Work`] know it by their ids.
+    #[must_use]
+    pub fn is_base(&self) -> bool {
+        let base = |taken: &Taken| taken.id.starts_with("base_");
+        self.work.is_base() || self.taken.iter().any(base)
+    }
 }
 
 /// Where the journal of a local store lies.
@@ -166,6 +209,7 @@ mod tests {
             started_at: Timestamp::from_second(second).unwrap(),
             finished_at: Timestamp::from_second(second + 1).unwrap(),
             trigger: Trigger::Manual,
+            work: Work::Dumps,
             outcome: Outcome::Ok,
             error: None,
             taken: vec![],

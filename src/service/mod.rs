@@ -17,4 +17,5 @@ pub mod report;
 pub mod run;
 pub mod slots;
 pub mod stores;
+pub mod streamer;
 pub mod supervisor;

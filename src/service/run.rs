@@ -13,7 +13,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::heartbeat::Heartbeat;
-use super::journal::{self, Failure, Line, Taken, Trigger};
+use super::journal::{self, Failure, Line, Taken, Trigger, Work};
 use super::report::{self, Report};
 use super::stores::{self, Replicated};
 use crate::anomaly;
@@ -97,6 +97,7 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>) -> (Done, Result<(
         dir: &app.config.dir,
         store: store.describe(),
         started_at,
+        work: Work::Dumps,
         wanted,
     };
     records.write(&before, &done, &notes, verdict.as_ref().err());
@@ -256,10 +257,19 @@ pub(super) struct Records<'a> {
     pub(super) dir: &'a Path,
     pub(super) store: String,
     pub(super) started_at: Timestamp,
+    pub(super) work: Work,
     pub(super) wanted: &'a Wanted<'a>,
 }
 
 impl Records<'_> {
+    /// What the run is called in the report.
+    fn noun(&self) -> &'static str {
+        match self.work {
+            Work::Dumps => "backup",
+            work => work.noun(),
+        }
+    }
+
     pub(super) fn write(
         &self,
         before: &Catalog,
@@ -292,7 +302,7 @@ impl Records<'_> {
         let mut report = Report::default();
         report.line(
             self.started_at,
-            &format!("backup begins ({})", self.wanted.trigger),
+            &format!("{} begins ({})", self.noun(), self.wanted.trigger),
         );
         for manifest in &done.taken {
             self.report_taken(&mut report, before, manifest);
@@ -315,12 +325,13 @@ impl Records<'_> {
         let seconds = now.duration_since(self.started_at).as_secs();
         let last = match error {
             None => format!(
-                "backup done: {} taken, {} expired, {seconds} s",
+                "{} done: {} taken, {} expired, {seconds} s",
+                self.noun(),
                 done.taken.len(),
                 done.pruned.removed.len()
             ),
             // Said above already, where single backups failed.
-            Some(error) if done.failed.is_empty() => report::failed("backup", error),
+            Some(error) if done.failed.is_empty() => report::failed(self.noun(), error),
             Some(_) => format!(
                 "backup FAILED: {} taken, {} failed, {seconds} s",
                 done.taken.len(),
@@ -369,6 +380,7 @@ impl Records<'_> {
             started_at: self.started_at,
             finished_at,
             trigger: self.wanted.trigger,
+            work: self.work,
             outcome,
             error: error.map(|error| error.fact.clone()),
             taken: done.taken.iter().map(taken).collect(),

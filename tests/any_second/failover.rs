@@ -79,6 +79,21 @@ fn failover(major: u32) {
             .all(|server| ledger(server).len() == before.len())
     });
     promote(&second);
+    // The third one follows it, and never hears of what the first one still does.
+    let follow = format!(
+        "ALTER SYSTEM SET primary_conninfo = 'host={} port={} user=postgres'",
+        second.socket_dir().display(),
+        second.port
+    );
+    third.psql("postgres", &follow);
+    third.psql("postgres", "SELECT pg_reload_conf()");
+    let sql = format!(
+        "SELECT count(*) FROM pg_stat_wal_receiver WHERE sender_port = {}",
+        second.port
+    );
+    until("the third to follow the second", || {
+        third.psql("postgres", &sql) == "1"
+    });
     // On the abandoned branch life goes on for a while.
     first.psql(
         "postgres",
@@ -94,14 +109,7 @@ fn failover(major: u32) {
     stage.caught_up(&second);
     let middle = ledger(&second);
     let middle_lsn = second.psql("postgres", "SELECT pg_current_wal_flush_lsn()");
-    // The third one follows the second, and is promoted in its turn.
-    let follow = format!(
-        "ALTER SYSTEM SET primary_conninfo = 'host={} port={} user=postgres'",
-        second.socket_dir().display(),
-        second.port
-    );
-    third.psql("postgres", &follow);
-    third.psql("postgres", "SELECT pg_reload_conf()");
+    // The third one is promoted in its turn.
     until("the third to follow", || {
         ledger(&third).len() == middle.len()
     });

@@ -30,9 +30,9 @@ impl Moments {
 
     /// A message: the server's WAL went to `sent` when it was about to send it, at `time`.
     pub(super) fn hear(&mut self, sent: Lsn, time: Timestamp) {
-        let Some(before) = self.heard.replace(time) else {
-            return;
-        };
+        // The rest of a message that came in parts tells nothing new.
+        let before = self.heard.replace(time).filter(|before| *before != time);
+        let Some(before) = before else { return };
         match self.list.last_mut() {
             Some((lsn, at)) if *lsn == sent => *at = before.max(*at),
             Some((lsn, at)) if sent < *lsn || before.duration_since(*at) < STEP => {}
@@ -67,6 +67,7 @@ mod tests {
         let mut moments = Moments::default();
         moments.hear(Lsn(10), second(1));
         assert_eq!(moments.at(Lsn(99)), None);
+        moments.hear(Lsn(30), second(5));
         moments.hear(Lsn(30), second(5));
         assert_eq!(moments.at(Lsn(29)), None);
         assert_eq!(moments.at(Lsn(30)), Some(second(1)));

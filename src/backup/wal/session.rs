@@ -140,7 +140,15 @@ impl Session<'_, '_> {
             Some(_) => link.drop_slot(name)?,
             None => {}
         }
-        link.create_slot(name, false)?;
+        link.create_slot(name, false).map_err(|error| {
+            let setting = error.is_sqlstate("55000");
+            let kind = if setting { Kind::Usage } else { error.kind };
+            let error = Error { kind, ..error };
+            if setting && error.hint.is_none() {
+                return error.hint("ALTER SYSTEM SET wal_level = 'replica', and max_replication_slots = 10; then restart the server");
+            }
+            error
+        })?;
         (self.life.stream.say)(&format!(
             "the slot {name} holds WAL on the server from now on"
         ));

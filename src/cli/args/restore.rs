@@ -2,13 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::values::{database, mapping, timeline};
+use super::values::{Along, database, mapping, timeline};
 use super::{Place, Width};
-use crate::units::{SystemId, Timeline};
-
-/// The timeline to follow; none is the newest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Along(pub Option<Timeline>);
+use crate::units::SystemId;
 
 /// How a server that recovers comes by its WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

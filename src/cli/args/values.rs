@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 
-use super::Along;
 use crate::units::Timeline;
 
 /// PostgreSQL's `NAMEDATALEN` less one.
@@ -53,12 +52,16 @@ pub(super) fn time(text: &str) -> Result<Timestamp, String> {
         .map_err(|_| "the time is out of range".to_owned())
 }
 
-/// A timeline, or the newest.
+/// A timeline; none is the newest. A name of its own, because the parser takes an option of an
+/// option for something else.
+pub type Along = Option<Timeline>;
+
+/// A timeline's number, or `latest`.
 pub(super) fn timeline(text: &str) -> Result<Along, String> {
     match text {
-        "latest" => Ok(Along(None)),
-        number => match number.parse::<Timeline>() {
-            Ok(timeline) => Ok(Along(Some(timeline))),
+        "latest" => Ok(None),
+        number => match number.parse() {
+            Ok(timeline) => Ok(Some(timeline)),
             Err(_) => Err("expected `latest` or a timeline's number".to_owned()),
         },
     }

@@ -69,6 +69,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             keep_monthly,
             keep_yearly,
             keep_min,
+            wal_days: None,
         },
     )
 }
@@ -152,6 +153,7 @@ proptest! {
             keep_monthly: less.keep_monthly + more.keep_monthly,
             keep_yearly: less.keep_yearly + more.keep_yearly,
             keep_min: less.keep_min + more.keep_min,
+            wal_days: None,
         };
         for more in [more, more_days(less, more.days)] {
             let (few, many) = (plan(&history, &less, clock), plan(&history, &more, clock));
