@@ -22,7 +22,7 @@ const FRAME_BYTES: usize = 4 << 20;
 pub fn wal_codec(configured: Codec) -> Codec {
     match configured {
         Codec::Zstd { level } => Codec::Zstd { level },
-        Codec::Gzip { .. } | Codec::None => Codec::Zstd { level: 1 },
+        Codec::Gzip { .. } | Codec::None => Codec::Zstd { level: Some(1) },
     }
 }
 

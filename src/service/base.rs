@@ -90,10 +90,11 @@ fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<M
             jobs: app.config.jobs,
             incremental: how.incremental,
             chain_max: app.config.wal.chain_max,
-            // A person waits, and so does whoever needs the moments after a gap; a schedule does not.
+            // A person waits; nothing can be restored before the first one, nor behind a gap. A schedule
+            // can wait.
             checkpoint: match wanted.trigger {
-                Trigger::Manual | Trigger::Gap => Checkpoint::Fast,
-                Trigger::Schedule | Trigger::Start => Checkpoint::Spread,
+                Trigger::Manual | Trigger::Start | Trigger::Gap => Checkpoint::Fast,
+                Trigger::Schedule => Checkpoint::Spread,
             },
             max_rate_kib: how.max_rate_kib,
             started_at: clock::now(),

@@ -144,7 +144,8 @@ impl Streamer {
         };
         self.run = None;
         match code {
-            0 => self.log.info("WAL streaming ended"),
+            // 143: it had not yet come to listen for the signal.
+            0 | 143 => self.log.info("WAL streaming ended"),
             code => self
                 .log
                 .error(&format!("WAL streaming ended with exit code {code}")),

@@ -106,7 +106,12 @@ fn no_wal_goes_without_a_good_base_backup_or_when_not_all_is_known() {
     assert_eq!(floor(&[], &policy, night(9)), None);
     assert_eq!(floor(&[good.clone().bad()], &policy, night(9)), None);
     assert_eq!(
-        wal_floor(&[good.clone()], "9", &policy, confirmed(night(9))),
+        wal_floor(
+            std::slice::from_ref(&good),
+            "9",
+            &policy,
+            confirmed(night(9))
+        ),
         None
     );
     // Its manifest cannot be read now: it may be the one that the window needs.
@@ -244,7 +249,7 @@ proptest! {
         let behind = i64::from(days) + every + 1;
         let least = lsn_at(now - SignedDuration::from_hours(24 * behind));
         prop_assert!(floor(&store, &window(days), now).unwrap() >= least.segment_start(SegmentSize::DEFAULT));
-        prop_assert!(store.len() as i64 <= i64::from(days) / every + 3);
+        prop_assert!(i64::try_from(store.len()).unwrap() <= i64::from(days) / every + 3);
     }
 }
 
