@@ -54,7 +54,7 @@ pub(super) fn time(text: &str) -> Result<Timestamp, String> {
 
 /// A timeline; none is the newest. A name of its own, because the parser takes an option of an
 /// option for something else.
-pub type Along = Option<Timeline>;
+pub(super) type Along = Option<Timeline>;
 
 /// A timeline's number, or `latest`.
 pub(super) fn timeline(text: &str) -> Result<Along, String> {

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 pub use super::archive::{Archive, Candidate};
 use super::line::Line;
 use super::read::Source;
-use super::refusal::unreachable;
+use super::refusal::{too_early, unreachable};
 use super::search::Searched;
 use super::target::{Aim, Target};
 use crate::archive::Identities;
@@ -200,7 +200,7 @@ impl<'a> Wanted<'a> {
         Ok(end.filter(|(begin, _)| *begin >= base.base.end_lsn))
     }
 
-    fn to_the_end(&self, base: Candidate<'a>, line: Line<'a>) -> Result<Moment<'a>> {
+    fn as_far_as_it_goes(&self, base: Candidate<'a>, line: Line<'a>) -> Result<Moment<'a>> {
         match self.end(base, &line)? {
             Some((begin, end)) => self.moment(base, line, Goal::Lsn(begin), end, None),
             None => self.moment(base, line, Goal::BackupEnd, base.base.end_lsn, None),
@@ -223,7 +223,7 @@ impl<'a> Wanted<'a> {
         if line.hole.is_some() {
             return Err(self.too_late(base, &line, "the newest moment", &|_, _| Ok(false))?);
         }
-        self.to_the_end(base, line)
+        self.as_far_as_it_goes(base, line)
     }
 
     fn lsn(
@@ -233,7 +233,7 @@ impl<'a> Wanted<'a> {
         lsn: Lsn,
     ) -> Result<Moment<'a>> {
         let Some(base) = bases.iter().find(|one| one.base.end_lsn <= lsn).copied() else {
-            return Err(self.too_early(bases, format!("LSN {lsn}")));
+            return Err(too_early(bases, &format!("LSN {lsn}")));
         };
         let line = self.line(base.base, history, base.base.end_lsn)?;
         if lsn >= line.from
@@ -270,7 +270,7 @@ impl<'a> Wanted<'a> {
             }
         }
         let Some(base) = chosen else {
-            return Err(self.too_early(bases, time.to_string()));
+            return Err(too_early(bases, &time.to_string()));
         };
         let line = self.line(base.base, history, base.base.end_lsn)?;
         let found = self.searched(&line).ended_after(0, &self.is_after(time))?;
@@ -279,7 +279,7 @@ impl<'a> Wanted<'a> {
             return self.moment(base, line, Goal::Time(time), until, Some(stop));
         }
         if self.is_covered(&line, time)? {
-            return self.to_the_end(base, line);
+            return self.as_far_as_it_goes(base, line);
         }
         Err(
             self.too_late(base, &line, &time.to_string(), &|searched, _| {

@@ -6,20 +6,6 @@ use super::search::Searched;
 use crate::error::{Error, Kind, Result};
 
 impl<'a> Wanted<'a> {
-    pub(super) fn too_early(&self, bases: &[Candidate<'a>], what: String) -> Error {
-        let first = bases.last().map(|one| {
-            let at = one.entry.finished_at.unwrap_or(one.entry.started_at);
-            format!(
-                "the first moment that can be reached is the end of {}: LSN {}, about {at}",
-                one.entry.id, one.base.end_lsn
-            )
-        });
-        let error = unreachable(format!(
-            "{what} lies before the end of every base backup that could serve"
-        ));
-        error.hint(first.unwrap_or_default())
-    }
-
     /// What is not in the line: where it ends, and whether another branch has it.
     pub(super) fn too_late(
         &self,
@@ -28,7 +14,7 @@ impl<'a> Wanted<'a> {
         what: &str,
         has: &dyn Fn(&Searched<'_>, &Line<'a>) -> Result<bool>,
     ) -> Result<Error> {
-        if let Some(elsewhere) = self.elsewhere(base, line, what, has)? {
+        if let Some(elsewhere) = self.elsewhere(base, line, what, has) {
             return Ok(elsewhere);
         }
         let history = line.history;
@@ -72,7 +58,7 @@ impl<'a> Wanted<'a> {
         line: &Line<'a>,
         what: &str,
         has: &dyn Fn(&Searched<'_>, &Line<'a>) -> Result<bool>,
-    ) -> Result<Option<Error>> {
+    ) -> Option<Error> {
         let history = line.history;
         for other in self.archive.histories.values() {
             let left = history.left(other.timeline());
@@ -96,13 +82,27 @@ impl<'a> Wanted<'a> {
                         history.timeline()
                     ),
                 };
-                return Ok(Some(
+                return Some(
                     unreachable(fact).hint(format!("--timeline {number} follows that one")),
-                ));
+                );
             }
         }
-        Ok(None)
+        None
     }
+}
+
+pub(super) fn too_early(bases: &[Candidate<'_>], what: &str) -> Error {
+    let first = bases.last().map(|one| {
+        let at = one.entry.finished_at.unwrap_or(one.entry.started_at);
+        format!(
+            "the first moment that can be reached is the end of {}: LSN {}, about {at}",
+            one.entry.id, one.base.end_lsn
+        )
+    });
+    let error = unreachable(format!(
+        "{what} lies before the end of every base backup that could serve"
+    ));
+    error.hint(first.unwrap_or_default())
 }
 
 pub(super) fn unreachable(fact: String) -> Error {
