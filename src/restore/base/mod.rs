@@ -89,7 +89,7 @@ pub struct Restored {
 /// # Errors
 /// `Damage` for an artefact that is missing or cut, `Usage` for a directory that is not empty, a
 /// mapping that fits nothing, or when `pg_combinebackup` is missing.
-pub fn plan<'a>(order: Order<'a>) -> Result<Plan<'a>> {
+pub fn plan(order: Order<'_>) -> Result<Plan<'_>> {
     let mut steps = Vec::new();
     for entry in &order.chain {
         steps.push(step(order.store, entry, order.identities)?);
