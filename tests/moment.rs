@@ -9,6 +9,7 @@ use std::process::Command;
 mod by_hand;
 mod ledger;
 mod refused;
+mod started;
 mod wal_get;
 
 const SETTINGS: &[&str] = &[

@@ -208,17 +208,15 @@ impl WalArchive {
     pub fn reach(&self, history: &TimelineHistory, from: Lsn, size: SegmentSize) -> Reach {
         let mut at = from.segment_start(size);
         let mut last = None;
-        loop {
-            match self.covering(history, at, size) {
-                Some((name, held)) => {
-                    last = Some(name);
-                    if !held.is_whole() {
-                        break;
-                    }
-                    at = at.plus(size.bytes());
-                }
-                None => break,
+        while let Some((name, held)) = self.covering(history, at, size) {
+            last = Some(name);
+            // The old timeline's copy ends where it was left; nothing follows it here.
+            let end = at.plus(size.bytes());
+            let left = history.left(name.timeline());
+            if !held.is_whole() || left.is_some_and(|left| left < end) {
+                break;
             }
+            at = end;
         }
         let hole = self.is_beyond(history, at.plus(size.bytes()), size);
         Reach {

@@ -90,12 +90,7 @@ fn work_on(args: &Args) -> Result<()> {
         _ => cancel.clone(),
     };
     let apps = App::all(&args.flags(), &environment, &stores)?;
-    let mut warned = BTreeSet::new();
-    for warning in apps.iter().flat_map(|app| &app.config.warnings) {
-        if warned.insert(warning) {
-            note(&format!("warning: {warning}"));
-        }
-    }
+    warn(&apps);
     let holding = |backup: &str, database| holding(&apps, backup, database, &args.global);
     match &args.verb {
         Verb::Serve(_) => serve::serve(apps, &environment, &args.flags()),
@@ -133,6 +128,16 @@ fn work_on(args: &Args) -> Result<()> {
         }
         Verb::Demo(_) | Verb::Keygen(_) | Verb::Completions(_) | Verb::Man | Verb::WalGet(_) => {
             Ok(())
+        }
+    }
+}
+
+/// What the configuration has to say, each line once.
+fn warn(apps: &[App]) {
+    let mut warned = BTreeSet::new();
+    for warning in apps.iter().flat_map(|app| &app.config.warnings) {
+        if warned.insert(warning) {
+            note(&format!("warning: {warning}"));
         }
     }
 }

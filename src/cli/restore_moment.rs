@@ -102,24 +102,14 @@ impl World {
             if candidates.is_empty() {
                 continue;
             }
-            let sealed = archive.wal.segments().any(|(_, held)| {
-                held.files().any(|one| {
-                    matches!(
-                        one.file,
-                        WalFile::Segment {
-                            encrypted: true,
-                            ..
-                        } | WalFile::Piece {
-                            encrypted: true,
-                            ..
-                        }
-                    )
-                })
-            });
             let found = Wanted {
                 store: self.store.as_ref(),
                 archive,
-                identities: if sealed { app.identities()? } else { None },
+                identities: if is_sealed(archive) {
+                    app.identities()?
+                } else {
+                    None
+                },
                 target,
                 timeline: verb.timeline.flatten(),
                 threads: app.config.jobs,
@@ -167,6 +157,15 @@ impl World {
             .find(|(one, _)| *one == system)
             .map(|(_, archive)| archive)
     }
+}
+
+/// Whether any of it is encrypted.
+fn is_sealed(archive: &Archive) -> bool {
+    let mut files = archive.wal.segments().flat_map(|(_, held)| held.files());
+    files.any(|one| match one.file {
+        WalFile::Segment { encrypted, .. } | WalFile::Piece { encrypted, .. } => encrypted,
+        WalFile::Open(_) | WalFile::History(_) => false,
+    })
 }
 
 /// What the plan says of WAL, for people and as JSON.

@@ -69,12 +69,9 @@ fn run(args: &Args, verb: &WalGet) -> Result<Answer> {
     }
     let environment = keeper::environment()?;
     let mut apps = App::all(&args.flags(), &environment, &cancel)?;
-    let app = match (apps.pop(), apps.is_empty()) {
-        (Some(app), true) => app,
-        _ => {
-            return Err(Error::usage("there are several clusters")
-                .hint("--cluster names the one whose WAL is wanted"));
-        }
+    let (Some(app), true) = (apps.pop(), apps.is_empty()) else {
+        return Err(Error::usage("there are several clusters")
+            .hint("--cluster names the one whose WAL is wanted"));
     };
     let wanted = args.global.store.as_deref();
     app.check_store(wanted)?;

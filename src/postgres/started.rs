@@ -23,6 +23,8 @@ const LOG: &str = "pgark-start.log";
 /// How long `pg_ctl` may wait for connections to be let in: as long as recovery takes.
 const WAIT_SECONDS: &str = "31536000";
 const TICK: Duration = Duration::from_millis(100);
+/// `DB_IN_PRODUCTION`, the fourth field of `pg_control`, behind 16 bytes.
+const IN_PRODUCTION: [u8; 4] = 6_u32.to_le_bytes();
 
 /// Where it listens, by its `postmaster.pid`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,8 +109,11 @@ fn state(data_dir: &Path) -> Option<(Started, bool)> {
         socket_dir: line(4),
         log: PathBuf::new(),
     };
-    // `starting`, `standby` (it lets readers in, and still recovers), `ready`, `stopping`.
-    Some((started, line(7) == "ready"))
+    // `ready` also says a server that lets readers in while it recovers. Which of both, its control
+    // file tells, which it has written anew by then: that of a backup says "in production" itself.
+    let control = std::fs::read(data_dir.join("global/pg_control")).unwrap_or_default();
+    let over = control.get(16..20) == Some(&IN_PRODUCTION[..]);
+    Some((started, line(7) == "ready" && over))
 }
 
 #[cfg(test)]
@@ -121,7 +126,17 @@ mod tests {
         let scratch = Scratch::new();
         assert_eq!(state(scratch.path()), None);
         let file = scratch.path().join("postmaster.pid");
-        for (word, over) in [("starting", false), ("standby ", false), ("ready   ", true)] {
+        std::fs::create_dir(scratch.path().join("global")).unwrap();
+        let control = scratch.path().join("global/pg_control");
+        for (word, in_control, over) in [
+            ("starting", 6, false),
+            ("standby ", 6, false),
+            ("ready   ", 5, false),
+            ("ready   ", 6, true),
+        ] {
+            let mut bytes = [0; 8192];
+            bytes[16] = in_control;
+            std::fs::write(&control, bytes).unwrap();
             let text = format!("77\n/data\n1\n5433\n/run/x\nlocalhost\n 5 6\n{word}\n");
             std::fs::write(&file, text).unwrap();
             let (started, found) = state(scratch.path()).unwrap();

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::catalog::list::Entry;
-use crate::catalog::wal::{Reached, WalArchive};
+use crate::catalog::wal::{Held, Reached, WalArchive};
 use crate::units::{BackupId, BackupKind, Lsn, SegmentName, SystemId, Timeline, TimelineHistory};
 
 /// A row of moments without a gap.
@@ -114,16 +114,13 @@ fn window(base: &Base<'_>, history: &TimelineHistory, known: &Known<'_>) -> Wind
     // The stream's note is about the row that it is still writing.
     let in_it =
         stream.filter(|one| reach.hole.is_none() && one.lsn >= record.end_lsn && one.lsn <= end);
-    match in_it {
-        Some(reached) => {
-            window.to_lsn = window.to_lsn.max(reached.lsn);
-            window.to = Some(reached.time.max(finished));
-        }
+    if let Some(reached) = in_it {
+        window.to_lsn = window.to_lsn.max(reached.lsn);
+        window.to = Some(reached.time.max(finished));
+    } else {
         // Whoever archived it did so after all that is in it had happened; when that was is in the WAL.
-        None => {
-            let files = held.into_iter().flat_map(|held| held.files());
-            window.to = files.map(|one| one.object.modified).max();
-        }
+        let files = held.into_iter().flat_map(Held::files);
+        window.to = files.map(|one| one.object.modified).max();
     }
     window
 }

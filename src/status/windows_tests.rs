@@ -1,3 +1,5 @@
+//! Windows of archives with and without gaps.
+
 use super::*;
 use crate::catalog::layout::{WalFile, wal_key};
 use crate::catalog::list::State;

@@ -91,7 +91,9 @@ fn failover(major: u32) {
         "SELECT count(*) FROM pg_stat_wal_receiver WHERE sender_port = {}",
         second.port
     );
-    until("the third to follow the second", || third.psql("postgres", &sql) == "1");
+    until("the third to follow the second", || {
+        third.psql("postgres", &sql) == "1"
+    });
     // On the abandoned branch life goes on for a while.
     first.psql(
         "postgres",

@@ -114,8 +114,16 @@ fn ledger(major: u32, to: To, usual: u32) {
         .run()
         .assert_code(0);
     let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
-    let end: Lsn = shown["manifest"]["base"]["end_lsn"].as_str().unwrap().parse().unwrap();
-    let finished: jiff::Timestamp = shown["manifest"]["finished_at"].as_str().unwrap().parse().unwrap();
+    let end: Lsn = shown["manifest"]["base"]["end_lsn"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let finished: jiff::Timestamp = shown["manifest"]["finished_at"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     let after: Vec<&Record> = all
         .iter()
         .filter(|record| record.lsn > end && when(record) > finished)

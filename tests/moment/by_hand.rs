@@ -6,6 +6,19 @@ use crate::base::{Copy, place};
 use crate::support::{run, until};
 use std::process::Command;
 
+/// The newest segment in two pieces that overlap.
+fn split(world: &World) {
+    let piece = world.store_piece();
+    let split = "zstd -dqc \"$0\" > \"$1\" && head -c 9000 \"$1\" | zstd -qc > \"$0\".a && \
+        tail -c +8193 \"$1\" | zstd -qc > \"${0%0000000000.zst}0000008192.zst\" && \
+        mv \"$0\".a \"$0\" && rm \"$1\"";
+    run(Command::new("sh")
+        .args(["-c", split])
+        .arg(&piece)
+        .arg(world.backups.join("raw")))
+    .assert_code(0);
+}
+
 #[test]
 fn the_manual_brings_a_moment_back_without_pgark() {
     let world = World::start(17);
@@ -17,16 +30,7 @@ fn the_manual_brings_a_moment_back_without_pgark() {
     world.psql("INSERT INTO ledger VALUES (4, 0)");
     let moment = world.psql("SELECT clock_timestamp()");
     world.psql("INSERT INTO ledger VALUES (5, 0)");
-    // The newest segment in two pieces that overlap.
-    let piece = world.store_piece();
-    let split = "zstd -dqc \"$0\" > \"$1\" && head -c 9000 \"$1\" | zstd -qc > \"$0\".a && \
-        tail -c +8193 \"$1\" | zstd -qc > \"${0%0000000000.zst}0000008192.zst\" && \
-        mv \"$0\".a \"$0\" && rm \"$1\"";
-    run(Command::new("sh")
-        .args(["-c", split])
-        .arg(&piece)
-        .arg(world.backups.join("raw")))
-    .assert_code(0);
+    split(&world);
     let (keep, data) = place();
     let folder = readable(&world.backups.join(&id), &keep);
     let wal = keep.join("wal");

@@ -177,16 +177,15 @@ fn target(
     }
 }
 
-fn ledger(major: u32, with: &[&str]) {
-    let world = World::start(major);
+/// A base backup, another one on it, restore points, and segments full of what writers did.
+fn written() -> (World, u64) {
+    let world = World::start(17);
     world.psql("CREATE SEQUENCE numbers CACHE 1");
     let mut writers: Vec<Child> = (0..3).map(|who| writer(&world, who)).collect();
     let first = world.base(&[]);
     world.psql("SELECT pg_create_restore_point('one')");
     world.switch();
-    if major >= 17 {
-        world.base(&["--incremental"]);
-    }
+    world.base(&["--incremental"]);
     world.psql("SELECT pg_create_restore_point('two')");
     for _ in 0..4 {
         world.switch();
@@ -201,49 +200,39 @@ fn ledger(major: u32, with: &[&str]) {
     );
     world.psql("INSERT INTO ledger VALUES (0, 9)");
     world.switch();
-    let records = waldump(&world);
     let shown = crate::base::pgark(&world.server, &world.backups, ["show", &first, "--json"])
         .run()
         .assert_code(0);
     let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
     let from = lsn(shown["manifest"]["base"]["end_lsn"].as_str().unwrap());
-    let all = world.psql("SELECT xmin || ' ' || n FROM ledger");
-    let all: Vec<(u32, u32)> = all
-        .lines()
-        .map(|line| {
-            let (xid, n) = line.split_once(' ').unwrap();
-            (xid.parse().unwrap(), n.parse().unwrap())
-        })
-        .collect();
-    let mut lot = Lot::new();
-    let count = std::env::var("PGARK_LEDGER_COUNT")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(5);
-    for number in 0..count {
-        let (at, more, xids) = target(number, &records, from, &mut lot);
-        let mut expected: Vec<u32> = all
-            .iter()
-            .filter(|(xid, _)| xids.contains(xid))
-            .map(|(_, n)| *n)
-            .collect();
-        expected.sort_unstable();
-        let args: Vec<&str> = more
-            .iter()
-            .map(String::as_str)
-            .chain(with.iter().copied())
-            .collect();
-        let found = world.ledger_at(&at, &args);
-        assert!(
-            found == expected,
-            "{major}: --at {at} {args:?}: {} rows instead of {}",
-            found.len(),
-            expected.len()
-        );
-    }
+    (world, from)
 }
 
 #[test]
 fn every_moment_comes_back_as_pg_waldump_says() {
-    ledger(17, &[]);
+    let (world, from) = written();
+    let records = waldump(&world);
+    let all = world.psql("SELECT xmin || ' ' || n FROM ledger");
+    let row = |line: &str| {
+        let (xid, n) = line.split_once(' ').unwrap();
+        (xid.parse().unwrap(), n.parse().unwrap())
+    };
+    let all: Vec<(u32, u32)> = all.lines().map(row).collect();
+    let mut lot = Lot::new();
+    let count = std::env::var("PGARK_LEDGER_COUNT").ok();
+    let count = count.and_then(|text| text.parse().ok()).unwrap_or(5);
+    for number in 0..count {
+        let (at, more, xids) = target(number, &records, from, &mut lot);
+        let rows = all.iter().filter(|(xid, _)| xids.contains(xid));
+        let mut expected: Vec<u32> = rows.map(|(_, n)| *n).collect();
+        expected.sort_unstable();
+        let args: Vec<&str> = more.iter().map(String::as_str).collect();
+        let found = world.ledger_at(&at, &args);
+        assert!(
+            found == expected,
+            "--at {at} {args:?}: {} rows instead of {}",
+            found.len(),
+            expected.len()
+        );
+    }
 }

@@ -91,6 +91,11 @@ fn what_is_missing_or_damaged_is_told_before_anything_is_touched() {
         2,
         &["--exclusive means nothing"],
     );
+    not_empty(&world);
+    missing_and_damaged(&world);
+}
+
+fn not_empty(world: &World) {
     let (keep, data) = place();
     std::fs::create_dir(&data).unwrap();
     std::fs::write(data.join("mine"), "").unwrap();
@@ -100,19 +105,16 @@ fn what_is_missing_or_damaged_is_told_before_anything_is_touched() {
         .assert_says("is not empty");
     assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1);
     drop(keep);
-    // One in the middle, away and then damaged.
-    let all = segments(&world);
+}
+
+/// One in the middle, away and then damaged.
+fn missing_and_damaged(world: &World) {
+    let all = segments(world);
     let victim = &all[all.len() - 3];
     let name = &victim.file_name().unwrap().to_str().unwrap()[..24];
     let whole = std::fs::read(victim).unwrap();
     std::fs::remove_file(victim).unwrap();
-    let told = refused(
-        &world,
-        "latest",
-        &[],
-        5,
-        &[name, "is missing", "timeline 1"],
-    );
+    let told = refused(world, "latest", &[], 5, &[name, "is missing", "timeline 1"]);
     // The nearest moment that it names can be reached.
     let nearest = told.stderr.split("--at ").last().unwrap().trim().to_owned();
     assert_eq!(world.ledger_at(&nearest, &[]).last(), Some(&2));
@@ -121,14 +123,14 @@ fn what_is_missing_or_damaged_is_told_before_anything_is_touched() {
     bad[middle] ^= 1;
     for content in [&bad[..], &whole[..whole.len() - 9], &b"nothing"[..]] {
         std::fs::write(victim, content).unwrap();
-        refused(&world, "latest", &[], 4, &[name]);
+        refused(world, "latest", &[], 4, &[name]);
     }
     std::fs::write(victim, b"").unwrap();
-    refused(&world, "latest", &[], 4, &[name, "is empty"]);
+    refused(world, "latest", &[], 4, &[name, "is empty"]);
     std::fs::write(victim, &whole).unwrap();
     // The last one, which the plan itself reads.
     std::fs::write(all.last().unwrap(), &bad[..bad.len() / 3]).unwrap();
-    refused(&world, "latest", &[], 4, &[]);
+    refused(world, "latest", &[], 4, &[]);
 }
 
 #[test]
@@ -158,11 +160,9 @@ fn a_moment_on_a_branch_that_was_left_is_refused_with_the_reason() {
     world.psql("INSERT INTO ledger VALUES (1, 0)");
     world.psql("SELECT pg_create_restore_point('fork')");
     world.psql("INSERT INTO ledger VALUES (2, 0)");
-    let (mut xid, mut lsn) = (String::new(), String::new());
+    let mut lsn = String::new();
     for n in 3..6 {
-        xid = world.psql(&format!(
-            "INSERT INTO ledger VALUES ({n}, 0) RETURNING xmin"
-        ));
+        world.psql(&format!("INSERT INTO ledger VALUES ({n}, 0)"));
         lsn = world.psql("SELECT pg_current_wal_insert_lsn()");
         world.switch();
     }
@@ -175,16 +175,28 @@ fn a_moment_on_a_branch_that_was_left_is_refused_with_the_reason() {
     copy.psql("INSERT INTO ledger VALUES (20, 0)");
     copy.psql("SELECT pg_switch_wal()");
     copy.psql("INSERT INTO ledger VALUES (21, 0)");
-    copy.psql("CHECKPOINT");
     archive(&world, &copy);
     drop(copy);
     assert_eq!(world.ledger_at("latest", &[]), [1, 20, 21]);
     assert_eq!(world.ledger_at("fork", &[]), [1]);
+    // Its copy of the segment in which it began: the old timeline's goes another way.
+    let all = segments(&world);
+    let begins = |path: &&PathBuf| {
+        path.file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with("00000002")
+    };
+    let first = all.iter().find(begins).unwrap();
+    let away = world.backups.join("away");
+    std::fs::rename(first, &away).unwrap();
+    let name = &first.file_name().unwrap().to_str().unwrap()[..24];
+    refused(&world, "latest", &[], 5, &[name, "is missing"]);
+    std::fs::rename(&away, first).unwrap();
     let reason = ["timeline 1", "which was left at", "--timeline 1"];
     refused(&world, "left behind", &[], 5, &reason);
     refused(&world, &lsn, &[], 5, &reason);
-    // A new timeline may give the same number to another transaction.
-    let _ = xid;
     let old = ["--timeline", "1"];
     assert_eq!(world.ledger_at("left behind", &old), [1, 2, 3, 4, 5]);
     assert_eq!(world.ledger_at("latest", &old), [1, 2, 3, 4, 5]);

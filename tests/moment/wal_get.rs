@@ -2,7 +2,7 @@
 
 use super::World;
 use crate::base::{Copy, place};
-use crate::support::{Pgark, Run, as_server_user, bin, run, until};
+use crate::support::{Run, TempDir, as_server_user, bin, run, until};
 use std::path::Path;
 
 /// What a server whose directory is `data` would get.
@@ -53,38 +53,44 @@ fn it_delivers_or_proves_absence_or_stops_the_server() {
         let done = get(absent).assert_code(1);
         assert!(!out.exists(), "{absent} {}", done.stderr);
     }
+    trouble(&world, &first, &second, &get);
+}
+
+/// What must stop a server.
+fn trouble(world: &World, first: &str, second: &str, get: &dyn Fn(&str) -> Run) {
+    let data = world.server.data_dir();
+    let out = world.backups.join("out");
+    let path = out.to_str().unwrap();
     // A gap.
     let hidden = world.backups.join("hidden");
     std::fs::rename(world.wal.join(format!("{second}.zst")), &hidden).unwrap();
-    get(&second).assert_code(255).assert_says("comes after it");
+    get(second).assert_code(255).assert_says("comes after it");
     // Damage, and the other segment under its name.
     let place = world.wal.join(format!("{second}.zst"));
     let mut bytes = std::fs::read(&hidden).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&place, &bytes).unwrap();
-    get(&second).assert_code(255).assert_says("damaged");
+    get(second).assert_code(255).assert_says("damaged");
     std::fs::copy(world.wal.join(format!("{first}.zst")), &place).unwrap();
-    get(&second)
-        .assert_code(255)
-        .assert_says("not that segment");
+    get(second).assert_code(255).assert_says("not that segment");
     // Wrong usage, another directory, no store, another cluster.
     for args in [
         &["--bogus"][..],
         &[],
         &["x/y", path],
-        &[&first, path, "--store", "none"],
+        &[first, path, "--store", "none"],
     ] {
-        wal_get(&world, &data, args).assert_code(255);
+        wal_get(world, &data, args).assert_code(255);
     }
-    wal_get(&world, Path::new("/tmp"), &[&first, path]).assert_code(255);
+    wal_get(world, Path::new("/tmp"), &[first, path]).assert_code(255);
     wal_get(
         &world,
         &data,
         &["0000000100000000000000F0", path, "--system-id", "5"],
     )
     .assert_code(255);
-    wal_get(&world, &data, &[&first, "/nonexistent/x"]).assert_code(255);
+    wal_get(world, &data, &[&first, "/nonexistent/x"]).assert_code(255);
     std::fs::rename(world.backups.path().join("wal"), world.backups.join("away")).unwrap();
     get("0000000100000000000000F0").assert_code(255);
 }
@@ -122,11 +128,16 @@ fn a_server_that_fetches_its_wal_comes_to_the_moment_and_stops_when_the_store_fa
     // A segment is damaged after the plan was made.
     let (keep, data) = place();
     restore(&data).assert_code(0);
-    let fourth = std::fs::read_dir(&world.wal)
+    stops(&world, &keep, &data);
+}
+
+/// The server does not come up, and is not promoted.
+fn stops(world: &World, keep: &TempDir, data: &Path) {
+    let files = std::fs::read_dir(&world.wal)
         .unwrap()
         .flatten()
         .map(|entry| entry.path());
-    let mut whole: Vec<_> = fourth
+    let mut whole: Vec<_> = files
         .filter(|path| path.to_str().unwrap().ends_with(".zst"))
         .collect();
     whole.sort();
@@ -136,7 +147,7 @@ fn a_server_that_fetches_its_wal_comes_to_the_moment_and_stops_when_the_store_fa
     let mut start = as_server_user(bin(17).join("pg_ctl"));
     start
         .args(["start", "-W", "-D"])
-        .arg(&data)
+        .arg(data)
         .arg("-l")
         .arg(&log);
     start.args([
@@ -161,7 +172,6 @@ fn a_server_that_fetches_its_wal_comes_to_the_moment_and_stops_when_the_store_fa
         !data.join("pg_wal/00000002.history").exists(),
         "it was promoted"
     );
-    let _ = Pgark::new(["--version"]);
 }
 
 /// The store's directory, so that the server's user reads it as its owner would.

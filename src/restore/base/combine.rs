@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::extract::{Extract, Owner, link_tablespaces};
-use super::{Plan, is_wal, make, write};
+use super::files::{make, write};
+use super::{Plan, is_wal};
 use crate::cancel::Token;
 use crate::catalog::layout::base_key;
 use crate::error::{Context, Error, Result};

@@ -12,18 +12,19 @@
 
 mod combine;
 mod extract;
+mod files;
 mod neutral;
 mod recovery;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use self::extract::{Extract, Owner, link_tablespaces};
+use self::files::{append, make, write};
 pub use self::recovery::Recovery;
 use crate::archive::{Artefact, Identities, Index};
 use crate::cancel::Token;
@@ -88,7 +89,7 @@ pub struct Restored {
 /// # Errors
 /// `Damage` for an artefact that is missing or cut, `Usage` for a directory that is not empty, a
 /// mapping that fits nothing, or when `pg_combinebackup` is missing.
-pub fn plan<'a>(order: Order<'a>) -> Result<Plan<'a>> {
+pub fn plan(order: Order<'_>) -> Result<Plan<'_>> {
     let mut steps = Vec::new();
     for entry in &order.chain {
         steps.push(step(order.store, entry, order.identities)?);
@@ -415,40 +416,4 @@ impl Plan<'_> {
 
 fn is_wal(archive: &ArchiveRecord) -> bool {
     archive.file.name.starts_with("pg_wal.tar")
-}
-
-/// A directory as a server wants it.
-fn make(dir: &Path, owner: Option<Owner>) -> Result<()> {
-    let context = || format!("cannot create {}", dir.display());
-    if !dir.is_dir() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .context(context)?;
-    }
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).context(context)?;
-    owner.map_or(Ok(()), |owner| owner.give(dir))
-}
-
-/// A new file, durable.
-fn write(path: &Path, content: &[u8], owner: Option<Owner>) -> Result<()> {
-    let mut options = fs::OpenOptions::new();
-    let options = options.write(true).create_new(true).mode(0o600);
-    let written = options.open(path).and_then(|mut file| {
-        file.write_all(content)?;
-        file.sync_all()
-    });
-    written.context(|| format!("cannot write {}", path.display()))?;
-    owner.map_or(Ok(()), |owner| owner.give(path))
-}
-
-fn append(path: &Path, text: &str, owner: Option<Owner>) -> Result<()> {
-    let mut options = fs::OpenOptions::new();
-    let options = options.append(true).create(true).mode(0o600);
-    let written = options
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()));
-    written.context(|| format!("cannot write {}", path.display()))?;
-    owner.map_or(Ok(()), |owner| owner.give(path))
 }

@@ -9,8 +9,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::combine;
 use super::extract::Owner;
-use super::{combine, make};
+use super::files::make;
 use crate::cancel::Token;
 use crate::error::{Context, Result};
 use crate::progress::Progress;

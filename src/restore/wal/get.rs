@@ -8,6 +8,7 @@
 //! A crash leaves one temporary name beside the wanted one, which the next call overwrites.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -142,8 +143,8 @@ impl Ask<'_> {
                 continue;
             };
             for timeline in archive.histories() {
-                if !found.contains_key(&timeline) {
-                    found.insert(timeline, archive.history(store.as_ref(), timeline)?);
+                if let Entry::Vacant(place) = found.entry(timeline) {
+                    place.insert(archive.history(store.as_ref(), timeline)?);
                 }
             }
         }

@@ -1,3 +1,5 @@
+//! `wal-get` on stores in directories, and what was fetched ahead.
+
 use super::super::read::tests::{SYSTEM, name, piece, segment, size, store_file, whole};
 use super::*;
 use crate::store::local::LocalStore;

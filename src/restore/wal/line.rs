@@ -43,10 +43,11 @@ impl<'a> Line<'a> {
         let mut at = line.from;
         while let Some((name, held)) = archive.covering(history, at, size) {
             let next = at.plus(size.bytes());
-            let goes_on = held.is_whole() || {
+            let goes_on = line.left_in(name).is_none() && held.is_whole() || {
                 let behind = line.is_behind(archive, next);
-                let complete = behind && source.read(name, held)?.whole;
-                line.hole = (behind && !complete).then_some(name);
+                let own = name.on(history.at(Lsn(next.0 - 1)));
+                let complete = behind && own == name && source.read(name, held)?.whole;
+                line.hole = (behind && !complete).then_some(own);
                 complete
             };
             line.segments.push((name, held));
@@ -70,6 +71,18 @@ impl<'a> Line<'a> {
                 name.timeline() == self.history.timeline() || left.is_some_and(|left| begin < left);
             begin >= from && on
         })
+    }
+
+    /// Where the history left the segment's timeline, if it did so within the segment: the new
+    /// timeline's copy, which goes on from there, is not in the archive.
+    fn left_in(&self, name: SegmentName) -> Option<Lsn> {
+        let end = name
+            .start(self.source.size)
+            .ok()?
+            .plus(self.source.size.bytes());
+        self.history
+            .left(name.timeline())
+            .filter(|left| *left < end)
     }
 
     /// Where a segment of it begins.
@@ -105,7 +118,18 @@ impl<'a> Line<'a> {
             .segments
             .get(at)
             .ok_or_else(|| Error::failed("there is no such segment in the line"))?;
-        self.source.read(*name, held)
+        let mut content = self.source.read(*name, held)?;
+        if let Some(left) = self.left_in(*name) {
+            // What follows on the old timeline is no part of this history.
+            let offset = left.segment_offset(self.source.size);
+            let at = usize::try_from(offset).unwrap_or(usize::MAX);
+            if let Some(rest) = content.bytes.get_mut(at..) {
+                rest.fill(0);
+            }
+            content.filled = content.filled.min(offset);
+            content.whole = false;
+        }
+        Ok(content)
     }
 
     /// What its segments take in the store.
@@ -127,5 +151,68 @@ impl<'a> Line<'a> {
         let mut files = segments.flat_map(|(_, held)| held.files());
         let empty = files.find(|one| one.object.bytes == 0);
         empty.map(|one| one.object.key.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::read::tests::{SYSTEM, name, segment, size, store_file, whole};
+    use super::*;
+    use crate::catalog::layout::WalFile;
+    use crate::store::Store as _;
+    use crate::store::local::LocalStore;
+    use crate::store::tests::Scratch;
+    use crate::units::Timeline;
+
+    fn follow(store: &LocalStore, history: &TimelineHistory) -> (Vec<String>, Option<String>, u64) {
+        let archive = WalArchive::load(store, SYSTEM).unwrap();
+        let source = Source {
+            store,
+            system: SYSTEM,
+            size: size(),
+            identities: None,
+        };
+        let line = Line::along(source, &archive, history, Lsn(1 << 20)).unwrap();
+        let filled = line.read(line.segments.len() - 1).unwrap().filled;
+        let names = line.segments.iter().map(|(name, _)| name.to_string());
+        (
+            names.collect(),
+            line.hole.map(|name| name.to_string()),
+            filled,
+        )
+    }
+
+    #[test]
+    fn a_segment_in_which_a_timeline_was_left_serves_up_to_there_and_no_further() {
+        let scratch = Scratch::new();
+        let store = LocalStore::open(scratch.path()).unwrap();
+        for number in 1..5 {
+            store_file(&store, &whole(number), &segment(number, SYSTEM));
+        }
+        let second = Timeline::new(2).unwrap();
+        let history = TimelineHistory::parse(second, b"1\t0/301000\tx").unwrap();
+        let (names, hole, filled) = follow(&store, &history);
+        assert_eq!((names.len(), hole, filled), (3, None, 0x1000));
+        // With more behind it, the new timeline's own copy is what is missing.
+        let on = |number: u64| WalFile::Segment {
+            name: name(number).on(second),
+            encrypted: false,
+        };
+        store_file(&store, &on(4), &segment(4, SYSTEM));
+        let (names, hole, filled) = follow(&store, &history);
+        assert_eq!((names.len(), filled), (3, 0x1000));
+        assert_eq!(hole.unwrap(), name(3).on(second).to_string());
+        store_file(&store, &on(3), &segment(3, SYSTEM));
+        let (names, hole, filled) = follow(&store, &history);
+        assert_eq!((names.len(), hole, filled), (4, None, 1 << 20));
+        assert!(names[2].starts_with("00000002"), "{names:?}");
+        // The old one goes on for itself.
+        let (names, hole, _) = follow(&store, &TimelineHistory::first());
+        assert_eq!((names.len(), hole), (4, None));
+        store
+            .delete(&crate::catalog::layout::wal_key(SYSTEM, &whole(2)).unwrap())
+            .unwrap();
+        let (names, hole, _) = follow(&store, &history);
+        assert_eq!((names.len(), hole.unwrap()), (1, name(2).to_string()));
     }
 }

@@ -4,6 +4,7 @@
 //! Invariants: what is handed out is WAL of this cluster at this place, checked page by page; a
 //! hole is never passed over in silence.
 
+mod archive;
 pub mod control;
 pub mod fetch;
 pub mod get;
@@ -11,6 +12,7 @@ pub mod line;
 pub mod moment;
 pub mod prefetch;
 mod read;
+mod refusal;
 mod search;
 pub mod target;
 pub mod verdict;

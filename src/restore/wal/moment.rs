@@ -8,76 +8,26 @@
 //! Invariants: the base backup lies on the target's history and holds nothing from after the target;
 //! the WAL goes on without a gap to where the server will stop. Reads only.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use jiff::Timestamp;
 
+pub use super::archive::{Archive, Candidate};
 use super::line::Line;
 use super::read::Source;
+use super::refusal::{too_early, unreachable};
 use super::search::Searched;
 use super::target::{Aim, Target};
 use crate::archive::Identities;
 use crate::archive::wal::{Event, Record};
 use crate::cancel::Token;
-use crate::catalog::list::Entry;
 use crate::catalog::manifest::BaseRecord;
-use crate::catalog::wal::{Reached, WalArchive, reached};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::units::{Lsn, SegmentSize, SystemId, Timeline, TimelineHistory};
+use crate::units::{Lsn, SegmentSize, Timeline, TimelineHistory};
 
 /// How far before a backup the newest commit is looked for, in segments.
 const LOOK_BACK: u64 = 64;
-
-/// The archived WAL of one cluster in one store, with everything that tells about it.
-pub struct Archive {
-    pub wal: WalArchive,
-    pub reached: Option<Reached>,
-    pub histories: BTreeMap<Timeline, TimelineHistory>,
-}
-
-impl Archive {
-    /// Lists it and reads its history files.
-    ///
-    /// # Errors
-    /// As the store; `Damage` for a history that is none.
-    pub fn load(store: &dyn Store, system: SystemId) -> Result<Archive> {
-        let wal = WalArchive::load(store, system)?;
-        let mut histories = BTreeMap::from([(Timeline::FIRST, TimelineHistory::first())]);
-        for timeline in wal.histories() {
-            histories.insert(timeline, wal.history(store, timeline)?);
-        }
-        Ok(Archive {
-            reached: reached(store, system)?,
-            wal,
-            histories,
-        })
-    }
-}
-
-/// A base backup that may serve.
-#[derive(Clone, Copy)]
-pub struct Candidate<'a> {
-    pub entry: &'a Entry,
-    pub base: &'a BaseRecord,
-}
-
-impl<'a> Candidate<'a> {
-    /// None for what is no base backup, or has no manifest.
-    #[must_use]
-    pub fn of(entry: &'a Entry) -> Option<Candidate<'a>> {
-        let base = entry.manifest.as_ref()?.base.as_ref()?;
-        Some(Candidate { entry, base })
-    }
-
-    /// The cluster that it is of.
-    #[must_use]
-    pub fn system(&self) -> Option<SystemId> {
-        let manifest = self.entry.manifest.as_ref()?;
-        manifest.system_identifier.as_ref()?.parse().ok()
-    }
-}
 
 /// What recovery stops at, as the server is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,11 +144,16 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    fn line(&self, base: &BaseRecord, history: &'a TimelineHistory, from: Lsn) -> Result<Line<'a>> {
+    pub(super) fn line(
+        &self,
+        base: &BaseRecord,
+        history: &'a TimelineHistory,
+        from: Lsn,
+    ) -> Result<Line<'a>> {
         Line::along(self.source(base), &self.archive.wal, history, from)
     }
 
-    fn searched<'b>(&self, line: &'b Line<'a>) -> Searched<'b>
+    pub(super) fn searched<'b>(&self, line: &'b Line<'a>) -> Searched<'b>
     where
         'a: 'b,
     {
@@ -240,12 +195,12 @@ impl<'a> Wanted<'a> {
     }
 
     /// As far as a line goes: the last whole record, if one begins behind the backup.
-    fn end(&self, base: Candidate<'a>, line: &Line<'a>) -> Result<Option<(Lsn, Lsn)>> {
+    pub(super) fn end(&self, base: Candidate<'a>, line: &Line<'a>) -> Result<Option<(Lsn, Lsn)>> {
         let end = self.searched(line).end()?;
         Ok(end.filter(|(begin, _)| *begin >= base.base.end_lsn))
     }
 
-    fn to_the_end(&self, base: Candidate<'a>, line: Line<'a>) -> Result<Moment<'a>> {
+    fn as_far_as_it_goes(&self, base: Candidate<'a>, line: Line<'a>) -> Result<Moment<'a>> {
         match self.end(base, &line)? {
             Some((begin, end)) => self.moment(base, line, Goal::Lsn(begin), end, None),
             None => self.moment(base, line, Goal::BackupEnd, base.base.end_lsn, None),
@@ -268,7 +223,7 @@ impl<'a> Wanted<'a> {
         if line.hole.is_some() {
             return Err(self.too_late(base, &line, "the newest moment", &|_, _| Ok(false))?);
         }
-        self.to_the_end(base, line)
+        self.as_far_as_it_goes(base, line)
     }
 
     fn lsn(
@@ -278,7 +233,7 @@ impl<'a> Wanted<'a> {
         lsn: Lsn,
     ) -> Result<Moment<'a>> {
         let Some(base) = bases.iter().find(|one| one.base.end_lsn <= lsn).copied() else {
-            return Err(self.too_early(bases, format!("LSN {lsn}")));
+            return Err(too_early(bases, &format!("LSN {lsn}")));
         };
         let line = self.line(base.base, history, base.base.end_lsn)?;
         if lsn >= line.from
@@ -315,7 +270,7 @@ impl<'a> Wanted<'a> {
             }
         }
         let Some(base) = chosen else {
-            return Err(self.too_early(bases, time.to_string()));
+            return Err(too_early(bases, &time.to_string()));
         };
         let line = self.line(base.base, history, base.base.end_lsn)?;
         let found = self.searched(&line).ended_after(0, &self.is_after(time))?;
@@ -324,7 +279,7 @@ impl<'a> Wanted<'a> {
             return self.moment(base, line, Goal::Time(time), until, Some(stop));
         }
         if self.is_covered(&line, time)? {
-            return self.to_the_end(base, line);
+            return self.as_far_as_it_goes(base, line);
         }
         Err(
             self.too_late(base, &line, &time.to_string(), &|searched, _| {
@@ -411,93 +366,11 @@ impl<'a> Wanted<'a> {
             &|searched, other| Ok(searched.first(0..other.segments.len(), wanted)?.is_some()),
         )?)
     }
-
-    fn too_early(&self, bases: &[Candidate<'a>], what: String) -> Error {
-        let first = bases.last().map(|one| {
-            let at = one.entry.finished_at.unwrap_or(one.entry.started_at);
-            format!(
-                "the first moment that can be reached is the end of {}: LSN {}, about {at}",
-                one.entry.id, one.base.end_lsn
-            )
-        });
-        let error = unreachable(format!(
-            "{what} lies before the end of every base backup that could serve"
-        ));
-        error.hint(first.unwrap_or_default())
-    }
-
-    /// What is not in the line: where it ends, and whether another branch has it.
-    fn too_late(
-        &self,
-        base: Candidate<'a>,
-        line: &Line<'a>,
-        what: &str,
-        has: &dyn Fn(&Searched<'_>, &Line<'a>) -> Result<bool>,
-    ) -> Result<Error> {
-        let history = line.history;
-        for other in self.archive.histories.values() {
-            let left = history.left(other.timeline());
-            let from = left.or_else(|| other.ancestors().last().map(|(_, left)| *left));
-            let Some(from) = from.filter(|_| other.timeline() != history.timeline()) else {
-                continue;
-            };
-            let branch = self.line(base.base, other, from)?;
-            if has(&self.searched(&branch), &branch)? {
-                let number = other.timeline();
-                let fact = match left {
-                    Some(left) => format!(
-                        "{what} is not on timeline {}: it lies on timeline {number}, which was left at {left}",
-                        history.timeline()
-                    ),
-                    None => format!(
-                        "{what} is not on timeline {}: it lies on timeline {number}, another branch",
-                        history.timeline()
-                    ),
-                };
-                return Ok(unreachable(fact).hint(format!("--timeline {number} follows that one")));
-            }
-        }
-        let end = self.end(base, line)?;
-        let missing = match line.hole {
-            Some(name) => format!(
-                "{name} is missing in {} (timeline {})",
-                self.store.describe(),
-                name.timeline()
-            ),
-            None => format!(
-                "the WAL of timeline {} in {} ends before it",
-                history.timeline(),
-                self.store.describe()
-            ),
-        };
-        let error = unreachable(format!("{what} cannot be reached: {missing}"));
-        let Some((begin, end)) = end else {
-            return Ok(error.hint(format!(
-                "the nearest moment that can be reached is the end of {} (LSN {}): leave out --at",
-                base.entry.id, base.base.end_lsn
-            )));
-        };
-        let newest = self.searched(line).newest_before(0, end)?;
-        let when = newest.map(|time| format!(", after the commit of {time}"));
-        let latest = if line.hole.is_none() {
-            "latest"
-        } else {
-            &begin.to_string()
-        };
-        Ok(error.hint(format!(
-            "the nearest moment that can be reached is LSN {begin}{}: --at {latest}",
-            when.unwrap_or_default()
-        )))
-    }
 }
 
 fn newest<'a>(bases: &[Candidate<'a>]) -> Result<Candidate<'a>> {
     let newest = bases.first().copied();
     newest.ok_or_else(|| Error::failed("there is no base backup"))
-}
-
-fn unreachable(fact: String) -> Error {
-    Error::new(Kind::Unreachable, fact)
 }
 
 impl Moment<'_> {

@@ -1,3 +1,5 @@
+//! Segments out of a store: whole, in pieces, open, damaged; and files for the other tests here.
+
 use super::*;
 use crate::archive::{Codec, Crypt};
 use crate::catalog::layout::wal_key;
@@ -30,7 +32,7 @@ pub(crate) fn segment(number: u64, system: SystemId) -> Vec<u8> {
     bytes[24..32].copy_from_slice(&system.0.to_le_bytes());
     bytes[32..36].copy_from_slice(&(1_u32 << 20).to_le_bytes());
     bytes[36..40].copy_from_slice(&8192_u32.to_le_bytes());
-    bytes[100..8000].fill(number as u8);
+    bytes[100..8000].fill(u8::try_from(number).unwrap());
     bytes
 }
 

@@ -114,9 +114,8 @@ pub fn segment(listings: &Listings<'_>, name: SegmentName) -> Verdict {
         partial |= held.is_some();
     }
     match (partial, listings.doubt(), listings.behind(name)) {
-        (false, Some(why), _) => Verdict::Unknown(why),
+        (false, Some(why), _) | (false, None, Some(why)) => Verdict::Unknown(why),
         (true, Some(why), _) | (true, None, Some(why)) => Verdict::IfComplete(why),
-        (false, None, Some(why)) => Verdict::Unknown(why),
         (true, None, None) => Verdict::AtEnd,
         (false, None, None) => Verdict::Absent,
     }

@@ -1,3 +1,5 @@
+//! What is answered to a server, by example and against a model of what a server does.
+
 use super::*;
 use crate::catalog::layout::{WalFile, wal_key};
 use crate::error::Error;
