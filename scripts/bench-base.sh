@@ -65,7 +65,7 @@ as_pgark() { # MEASURE'S FIRST ARGUMENTS, then pgark's
 full_client() { fresh "$out/client"; run backup "pg_basebackup -Ft client-zstd:3" "$out/client" "$bin/pg_basebackup" -c fast -Ft --compress=client-zstd:3 -D "$out/client"; }
 full_server() { fresh "$out/server"; run backup "pg_basebackup -Ft server-zstd:3" "$out/server" "$bin/pg_basebackup" -c fast -Ft --compress=server-zstd:3 -D "$out/server"; rm -rf "$out/server"; }
 full_rest() {
-    rest stanza-delete --force >/dev/null 2>&1 || true
+    rm -rf "$out"/repo/*
     rest stanza-create
     run backup "pgBackRest zst:3, $jobs processes" "$out/repo/backup" "$pgbackrest" --config="$out/pgbackrest.conf" --stanza=bench --type=full backup
 }

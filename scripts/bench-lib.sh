@@ -155,9 +155,10 @@ table() {
             key = order[i]; split(key, part, FS); w = median(wall[key]); busy = median(cpu[key])
             if (part[1] != group) { group = part[1]; first = w; first_busy = busy }
             cell["wall"] = sprintf("%.2f", w); cell["cpu"] = sprintf("%.1f", busy); cell["own"] = sprintf("%.1f", median(own[key]))
-            cell["memory"] = sprintf("%.0f", median(memory[key]) / 1024); cell["size"] = size[key] ? sprintf("%.0f", size[key] / 1048576) : ""
+            cell["memory"] = sprintf("%.0f", median(memory[key]) / 1024); cell["size"] = size[key] ? sprintf(size[key] < 1e7 ? "%.1f" : "%.0f", size[key] / 1048576) : ""
             cell["requests"] = asked[key]; cell["ratio"] = first > 0 ? sprintf("%.2f", w / first) : ""; cell["cpu-ratio"] = first_busy > 0 ? sprintf("%.2f", busy / first_busy) : ""
             if (part[1] == plain) cell["ratio"] = cell["cpu-ratio"] = ""
+            gsub(/\|/, "\\|", part[2])
             line = "| " part[1] ": " part[2] " |"
             for (c = 1; c <= count; c++) line = line " " cell[column[c]] " |"
             print line

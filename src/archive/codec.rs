@@ -295,9 +295,8 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             seed >> 40
         };
-        let numbers: String = (0..9000)
-            .map(|i| format!("{i}\t{}\t{}.{}\n", number(), number() % 1000, number()))
-            .collect();
+        let mut row = |i| format!("{i}\t{}\t{}.{}\n", number(), number() % 1000, number());
+        let numbers = (0..9000).map(&mut row).collect::<Vec<_>>().concat();
         let text = include_str!("codec.rs");
         let one = |codec, raw: &str| frames(codec, &[b"", raw.as_bytes()]).remove(1);
         let gzip = |level| Codec::Gzip { level: Some(level) };

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::flush::Flusher;
 use super::{Key, Object, Put, Store, Upload, missing};
 use crate::error::{Cause, Error, Result};
 use crate::units::BackupId;
@@ -130,6 +131,7 @@ impl Store for LocalStore {
             parent,
             mode,
             bytes: 0,
+            flusher: Flusher::default(),
             renamed: false,
         }))
     }
@@ -243,21 +245,27 @@ struct LocalUpload {
     parent: PathBuf,
     mode: Put,
     bytes: u64,
+    flusher: Flusher,
     renamed: bool,
 }
 
 impl Upload for LocalUpload {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let count = bytes.len() as u64;
         self.file
             .write_all(bytes)
+            .and_then(|()| self.flusher.wrote(&self.file, count))
             .map_err(|error| explain(error, &self.parent, &format!("write {}", self.key)))?;
-        self.bytes += bytes.len() as u64;
+        self.bytes += count;
         Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> Result<Object> {
+        let flushed = self.flusher.finish();
         let context = |error| explain(error, &self.parent, &format!("finish {}", self.key));
-        self.file.sync_all().map_err(context)?;
+        flushed
+            .and_then(|()| self.file.sync_all())
+            .map_err(context)?;
         match self.mode {
             Put::Replace => fs::rename(&self.temporary, &self.path),
             Put::New => rename_new(&self.temporary, &self.path),

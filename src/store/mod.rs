@@ -11,6 +11,7 @@
 //! store has none.
 
 pub mod failing;
+pub mod flush;
 pub mod local;
 pub mod lock;
 pub mod mark;

@@ -15,6 +15,7 @@ use crate::archive::{Artefact, Index};
 use crate::cancel::Token;
 use crate::error::{Context, Error, Result};
 use crate::progress::Progress;
+use crate::store::flush::Flusher;
 
 /// What is not written as it comes.
 const CONTROL: &str = "global/pg_control";
@@ -48,6 +49,7 @@ pub(super) struct Extract<'a> {
     pub(super) control: Vec<u8>,
     pub(super) progress: &'a Progress,
     open: Option<Open>,
+    flusher: Flusher,
 }
 
 enum Open {
@@ -72,6 +74,7 @@ impl<'a> Extract<'a> {
             control: Vec::new(),
             progress,
             open: None,
+            flusher: Flusher::default(),
         }
     }
 
@@ -92,6 +95,9 @@ impl<'a> Extract<'a> {
             self.progress.add(raw.len() as u64, 0);
             Ok(())
         })?;
+        self.flusher
+            .finish()
+            .context(|| format!("cannot write below {}", self.root.display()))?;
         parser
             .finish()
             .map_err(|error| error.context(artefact.key()))
@@ -103,7 +109,9 @@ impl<'a> Extract<'a> {
             Piece::Data(bytes) => match &mut self.open {
                 Some(Open::File(file, path)) => {
                     let path = &*path;
+                    let count = bytes.len() as u64;
                     file.write_all(bytes)
+                        .and_then(|()| self.flusher.wrote(file, count))
                         .context(|| format!("cannot write {}", path.display()))
                 }
                 Some(Open::Control) => {

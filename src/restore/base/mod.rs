@@ -263,16 +263,19 @@ impl Plan<'_> {
             recovery.stage(&self.data_dir, (owner, threads), progress, cancel)?;
         }
         let work = || -> Result<Restored> {
+            // Opened before anything is written: what the disk fails at from here on shows when they are synced.
+            let mut folders = Vec::new();
             for place in std::iter::once(&self.data_dir)
                 .chain(self.tablespaces.iter().map(|(_, place)| place))
             {
                 make(place, owner)?;
+                folders.push(File::open(place).context(|| place.display().to_string())?);
             }
             let control = match &self.combine {
                 None => self.unpack(owner, threads, progress, cancel)?,
                 Some(program) => combine::run(self, program, (owner, threads), progress, cancel)?,
             };
-            self.complete(owner, &control, threads, progress, cancel)
+            self.complete(owner, (&control, &folders), threads, progress, cancel)
         };
         work().map_err(|error| {
             let place = self.data_dir.display();
@@ -347,7 +350,7 @@ impl Plan<'_> {
     fn complete(
         &self,
         owner: Option<Owner>,
-        control: &[u8],
+        (control, folders): (&[u8], &[File]),
         threads: usize,
         progress: &Progress,
         cancel: &Token,
@@ -371,7 +374,7 @@ impl Plan<'_> {
         if let Some(recovery) = &self.recovery {
             recovery.place(&self.data_dir, owner)?;
         }
-        let made = self.settle(step, owner)?;
+        let made = self.settle(step, owner, folders)?;
         cancel.check()?;
         let path = self.data_dir.join("global/pg_control");
         write(&path, control, owner)?;
@@ -386,7 +389,12 @@ impl Plan<'_> {
     }
 
     /// Settings, and all of it durable. Gives the files that had to be made.
-    fn settle(&self, step: &Step<'_>, owner: Option<Owner>) -> Result<Vec<&'static str>> {
+    fn settle(
+        &self,
+        step: &Step<'_>,
+        owner: Option<Owner>,
+        folders: &[File],
+    ) -> Result<Vec<&'static str>> {
         let mut made = Vec::new();
         for (name, text) in neutral::configuration(&step.base.settings) {
             let path = self.data_dir.join(name);
@@ -402,13 +410,10 @@ impl Plan<'_> {
             owner,
         )?;
         write(&self.data_dir.join("recovery.signal"), b"", owner)?;
-        for place in
-            std::iter::once(&self.data_dir).chain(self.tablespaces.iter().map(|(_, place)| place))
-        {
-            let folder = File::open(place).context(|| place.display().to_string())?;
-            rustix::fs::syncfs(&folder)
+        for folder in folders {
+            rustix::fs::syncfs(folder)
                 .map_err(std::io::Error::from)
-                .context(|| format!("cannot make {} durable", place.display()))?;
+                .context(|| format!("cannot make {} durable", self.data_dir.display()))?;
         }
         Ok(made)
     }
