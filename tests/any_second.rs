@@ -148,7 +148,7 @@ impl Stage {
 
     /// Waits until everything that the server has flushed by now is durable in the store.
     #[track_caller]
-    pub(crate) fn caught_up(&self, server: &Server) {
+    pub(crate) fn caught_up(server: &Server) {
         // A record behind everything, and flushed.
         server.psql(
             "postgres",
@@ -345,7 +345,7 @@ impl Dice {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap();
-        let seed = now.as_nanos() as u64 | 1;
+        let seed = u64::from(now.subsec_nanos()) << 20 | 1;
         eprintln!("seed {seed}");
         Dice(seed)
     }

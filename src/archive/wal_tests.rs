@@ -38,7 +38,7 @@ impl Server {
 
     fn page(&mut self, flags: u16, rest: usize) {
         let at = self.at();
-        let long = at % SIZE == 0;
+        let long = at.is_multiple_of(SIZE);
         let mut header = vec![0x0D, 0xD1];
         header.extend((flags | if long { LONG } else { 0 }).to_le_bytes());
         header.extend(1_u32.to_le_bytes());
@@ -62,7 +62,7 @@ impl Server {
             body.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
         }
         body.extend(data);
-        if self.at() % 8192 == 0 {
+        if self.at().is_multiple_of(8192) {
             self.page(0, 0);
         }
         let lsn = self.at();
@@ -78,7 +78,7 @@ impl Server {
         head.extend(body);
         let mut left = head.as_slice();
         while !left.is_empty() {
-            if self.at() % 8192 == 0 {
+            if self.at().is_multiple_of(8192) {
                 self.page(CONTINUES, left.len());
             }
             let room = usize::try_from(8192 - self.at() % 8192).unwrap();
@@ -86,7 +86,7 @@ impl Server {
             self.wal.extend(now);
             left = later;
         }
-        while self.at() % 8 != 0 {
+        while !self.at().is_multiple_of(8) {
             self.wal.push(0);
         }
         self.previous = lsn;

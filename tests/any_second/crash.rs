@@ -35,7 +35,7 @@ fn crashes(major: u32, to: To, usual: u32) {
     let stream = stage.stream();
     let last = stage.base(&[]);
     drop(writers);
-    stage.caught_up(&stage.server);
+    Stage::caught_up(&stage.server);
     let on_server = rows(
         &stage
             .server
@@ -45,7 +45,7 @@ fn crashes(major: u32, to: To, usual: u32) {
     if to == To::Local {
         let compared = equals_the_servers(&stage.store(), &stage.server);
         assert!(
-            compared as u32 >= number / 2,
+            u32::try_from(compared).unwrap() >= number / 2,
             "{compared} segments compared"
         );
     }

@@ -31,7 +31,7 @@ fn wal_catches_up_after_the_way_to_the_server_was_cut() {
         gate.open();
     }
     drop(writers);
-    stage.caught_up(&stage.server);
+    Stage::caught_up(&stage.server);
     assert!(stream.is_alive());
     let expected = rows(
         &stage
@@ -61,7 +61,7 @@ fn wal_catches_up_after_the_way_to_the_bucket_was_cut() {
     }
     drop(writers);
     // What the local store has is confirmed, whatever the bucket does.
-    stage.caught_up(&stage.server);
+    Stage::caught_up(&stage.server);
     let expected = rows(
         &stage
             .server

@@ -4,43 +4,33 @@
 use super::{Stage, To, rows};
 use crate::support::until;
 use pgark::postgres::client::Client;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Writes rows one by one, and remembers when each was acknowledged.
-fn acknowledged(
-    stage: &Stage,
-) -> (
-    Arc<Mutex<Vec<(u64, Instant)>>>,
-    Arc<AtomicBool>,
-    std::thread::JoinHandle<()>,
-) {
-    let list: Arc<Mutex<Vec<(u64, Instant)>>> = Arc::default();
-    let end = Arc::new(AtomicBool::new(false));
+/// Rows and when each was acknowledged to the writer.
+type Acknowledged = Arc<Mutex<Vec<(u64, Instant)>>>;
+
+/// Writes rows one by one until the server dies.
+fn acknowledged(stage: &Stage) -> (Acknowledged, std::thread::JoinHandle<()>) {
+    let list = Acknowledged::default();
     let target = crate::replication::target(&stage.server);
-    let (notes, over) = (Arc::clone(&list), Arc::clone(&end));
+    let notes = Arc::clone(&list);
     let thread = std::thread::spawn(move || {
         let mut client = Client::connect(&target).unwrap();
-        while !over.load(Ordering::SeqCst) {
-            // The server dies in the midst of this.
-            let Ok(found) = client.query(
-                "INSERT INTO ledger (writer, note) VALUES (9, repeat('x', 300)) RETURNING n",
-            ) else {
-                return;
-            };
+        let insert = "INSERT INTO ledger (writer, note) VALUES (9, repeat('x', 300)) RETURNING n";
+        while let Ok(found) = client.query(insert) {
             let n: u64 = found[0].get(0).unwrap();
             notes.lock().unwrap().push((n, Instant::now()));
         }
     });
-    (list, end, thread)
+    (list, thread)
 }
 
 fn disaster(major: u32, to: To, loss_max: Duration) {
     let mut stage = Stage::new(major, to);
     let stream = stage.stream();
     stage.base(&[]);
-    let (list, _end, thread) = acknowledged(&stage);
+    let (list, thread) = acknowledged(&stage);
     let begun = Instant::now();
     until("seven seconds of writing", || {
         begun.elapsed() > Duration::from_secs(7)
@@ -56,18 +46,18 @@ fn disaster(major: u32, to: To, loss_max: Duration) {
     run.assert_code(0);
     let copy = crate::base::Copy::start(major, &data);
     let found = rows(&copy.psql("SELECT n FROM ledger ORDER BY n"));
-    let lost: Vec<Instant> = list
+    let missed: Vec<Instant> = list
         .iter()
         .filter(|(n, _)| found.binary_search(n).is_err())
         .map(|(_, at)| *at)
         .collect();
-    let oldest = lost
+    let oldest = missed
         .iter()
         .map(|at| killed.saturating_duration_since(*at))
         .max();
     eprintln!(
         "PostgreSQL {major}, {to:?}: {} of {} rows lost, the oldest {oldest:?} before the end",
-        lost.len(),
+        missed.len(),
         list.len()
     );
     assert!(oldest.is_none_or(|oldest| oldest <= loss_max), "{oldest:?}");

@@ -70,7 +70,7 @@ fn failover(major: u32) {
     until("some rows", || ledger(first).len() > 200);
     // The first one dies; the second has what it had been sent.
     drop(writers);
-    stage.caught_up(first);
+    Stage::caught_up(first);
     let before = ledger(first);
     let abandoned = first.psql("postgres", "SELECT pg_current_wal_flush_lsn()");
     until("the standbys", || {
@@ -106,7 +106,7 @@ fn failover(major: u32) {
         ledger(&second).len() > before.len() + 200
     });
     drop(writers);
-    stage.caught_up(&second);
+    Stage::caught_up(&second);
     let middle = ledger(&second);
     let middle_lsn = second.psql("postgres", "SELECT pg_current_wal_flush_lsn()");
     // The third one is promoted in its turn.
@@ -120,7 +120,7 @@ fn failover(major: u32) {
         ledger(&third).len() > middle.len() + 200
     });
     drop(writers);
-    stage.caught_up(&third);
+    Stage::caught_up(&third);
     let last = ledger(&third);
     let said = || std::fs::read_to_string(&log).unwrap();
     let restore = |at: &str, more: &[&str]| {

@@ -104,7 +104,7 @@ fn ledger(major: u32, to: To, usual: u32) {
         });
     }
     drop(writers);
-    stage.caught_up(&stage.server);
+    Stage::caught_up(&stage.server);
     stage.open_to_readers();
     let all = events(&stage.server, start);
     let by_xid = rows_by_xid(&stage.server);

@@ -85,12 +85,12 @@ fn trouble(world: &World, first: &str, second: &str, get: &dyn Fn(&str) -> Run) 
     }
     wal_get(world, Path::new("/tmp"), &[first, path]).assert_code(255);
     wal_get(
-        &world,
+        world,
         &data,
         &["0000000100000000000000F0", path, "--system-id", "5"],
     )
     .assert_code(255);
-    wal_get(world, &data, &[&first, "/nonexistent/x"]).assert_code(255);
+    wal_get(world, &data, &[first, "/nonexistent/x"]).assert_code(255);
     std::fs::rename(world.backups.path().join("wal"), world.backups.join("away")).unwrap();
     get("0000000100000000000000F0").assert_code(255);
 }

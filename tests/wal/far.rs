@@ -40,7 +40,7 @@ fn bucket(garage: &Garage) -> S3Store {
     options.region = Some(REGION.to_owned());
     options.endpoint = Some(garage.endpoint());
     options.allow_http = true;
-    options.prefix = "backups/".to_owned();
+    "backups/".clone_into(&mut options.prefix);
     options.keys = Some(Keys {
         access_key_id: ACCESS_KEY.to_owned(),
         secret_access_key: Secret::new(SECRET_KEY),
