@@ -209,6 +209,28 @@ pub(crate) fn first_stored(folder: &Path) -> u64 {
     (part(8..16) << 32) + part(16..24) * SEGMENT as u64
 }
 
+/// The server's own program reads what is stored.
+#[track_caller]
+fn read_by_pg_waldump(place: &Place) {
+    let name = std::fs::read_dir(place.wal()).unwrap().find_map(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name.strip_suffix(".zst").map(str::to_owned)
+    });
+    let name = name.unwrap();
+    let plain = place.dir.join(&name);
+    std::fs::write(
+        &plain,
+        decoded(&std::fs::read(place.wal().join(format!("{name}.zst"))).unwrap()),
+    )
+    .unwrap();
+    let mut dump = Command::new(place.server.bin().join("pg_waldump"));
+    let dump = run(dump.arg("--quiet").arg(&plain));
+    assert!(
+        dump.code == 0 || dump.stderr.contains("error in WAL record at"),
+        "{dump:?}"
+    );
+}
+
 #[test]
 fn stored_wal_is_the_servers_own_to_the_last_byte() {
     for major in [15, 17, 18] {
@@ -233,24 +255,7 @@ fn stored_wal_is_the_servers_own_to_the_last_byte() {
                 == 1
         });
         assert_same_wal(&place.wal(), &place.server, (from, end), 1);
-        // The server's own program reads what is stored.
-        let name = std::fs::read_dir(place.wal()).unwrap().find_map(|entry| {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            name.strip_suffix(".zst").map(str::to_owned)
-        });
-        let name = name.unwrap();
-        let plain = place.dir.join(&name);
-        std::fs::write(
-            &plain,
-            decoded(&std::fs::read(place.wal().join(format!("{name}.zst"))).unwrap()),
-        )
-        .unwrap();
-        let mut dump = Command::new(place.server.bin().join("pg_waldump"));
-        let dump = run(dump.arg("--quiet").arg(&plain));
-        assert!(
-            dump.code == 0 || dump.stderr.contains("error in WAL record at"),
-            "{dump:?}"
-        );
+        read_by_pg_waldump(&place);
         // The end comes at once, in peace, and everything is confirmed.
         let started = std::time::Instant::now();
         stream.signal("TERM");

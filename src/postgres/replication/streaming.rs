@@ -160,34 +160,11 @@ impl Streaming<'_> {
                         Ok(message) => message,
                         Err(error) => return Err(self.give_up(error)),
                     };
-                    match message {
-                        None => {}
-                        Some(Message::Wal {
-                            start,
-                            count,
-                            sent,
-                            time,
-                        }) => {
-                            let body = self.client.link.inbox.body(span);
-                            let bytes = &body[body.len() - count..];
-                            return Ok(Received::Wal {
-                                start,
-                                bytes,
-                                sent,
-                                time,
-                            });
-                        }
-                        Some(Message::Keepalive { sent, time, reply }) => {
-                            if reply {
-                                self.report(false)?;
-                            }
-                            return Ok(Received::Keepalive {
-                                sent,
-                                time,
-                                asked: reply,
-                            });
-                        }
+                    let Some(message) = message else { continue };
+                    if let Message::Keepalive { reply: true, .. } = message {
+                        self.report(false)?;
                     }
+                    return Ok(self.received(span, message));
                 }
                 b'c' => {
                     self.client.link.send(&[b'c', 0, 0, 0, 4])?;
@@ -199,6 +176,30 @@ impl Streaming<'_> {
                 b'E' => return Err(self.failed(span)),
                 tag => return Err(self.surprise(tag)),
             }
+        }
+    }
+
+    fn received(&self, span: Span, message: Message) -> Received<'_> {
+        match message {
+            Message::Wal {
+                start,
+                count,
+                sent,
+                time,
+            } => {
+                let body = self.client.link.inbox.body(span);
+                Received::Wal {
+                    start,
+                    bytes: &body[body.len() - count..],
+                    sent,
+                    time,
+                }
+            }
+            Message::Keepalive { sent, time, reply } => Received::Keepalive {
+                sent,
+                time,
+                asked: reply,
+            },
         }
     }
 
