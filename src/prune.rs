@@ -7,6 +7,8 @@
 //! lock of the store. A crash leaves a backup half deleted in the order of `catalog::commit`,
 //! which the next run completes.
 
+mod wal;
+
 use jiff::Timestamp;
 
 use crate::cancel::Token;
@@ -16,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::retention::{self, Backup, Clock, Condition, Policy, Reason, Span};
 use crate::store::Store;
 use crate::units::{BackupId, BackupKind};
+
+pub use wal::{OldWal, old_wal};
 
 /// The verdict on one backup.
 #[derive(Debug, Clone)]

@@ -18,6 +18,7 @@ mod cut;
 mod disaster;
 mod failover;
 mod ledger;
+mod window;
 
 /// Where the WAL goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

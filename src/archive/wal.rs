@@ -10,202 +10,25 @@
 //! Source: `xlog_internal.h`, `xlogrecord.h`, `xlogreader.c`, `xact.h` and `pg_control.h` of PostgreSQL.
 //! Little-endian, as on every machine that pgark runs on.
 
-use jiff::Timestamp;
+mod event;
+mod page;
 
+use self::event::{MANAGER_XLOG, XLOG_SWITCH, event};
+use self::page::{
+    BLOCK_BYTES, CONTINUES, LONG_HEADER, OVERWRITES, Page, SHORT_HEADER, is_block, u32_at, u64_at,
+};
 use super::crc32c::Crc32c;
-use crate::error::{Error, Result};
-use crate::units::{Lsn, SegmentSize, SystemId, Timeline};
+use crate::units::{Lsn, SegmentSize};
 
-/// `XLOG_BLCKSZ` of nearly every server; the first page of each segment tells the real one.
-const BLOCK_BYTES: usize = 8192;
-/// `SizeOfXLogShortPHD`.
-const SHORT_HEADER: usize = 24;
-/// `SizeOfXLogLongPHD`.
-const LONG_HEADER: usize = 40;
-/// The first half of every `XLOG_PAGE_MAGIC` so far (`0xD10D` is PostgreSQL 14's).
-const MAGIC_FAMILY: u8 = 0xD1;
-/// Page flags: it begins within a record; its header is long; what the page before began stays unfinished.
-const CONTINUES: u16 = 1;
-const LONG: u16 = 2;
-const OVERWRITES: u16 = 8;
+pub use self::event::Event;
+pub use self::page::PageCheck;
+
 /// `SizeOfXLogRecord`.
 const RECORD_HEADER: usize = 24;
 /// No record is larger (`XLogRecordMaxSize`).
 const RECORD_MAX: usize = 1020 << 20;
 /// What is kept of a record: enough for the beginning of its main data.
 const HEAD_BYTES: usize = 256;
-/// From 1970 to 2000, where PostgreSQL's clock begins.
-const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
-
-fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut number = [0; N];
-    if let Some(found) = bytes.get(at..at + N) {
-        number.copy_from_slice(found);
-    }
-    number
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(number(bytes, at))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(number(bytes, at))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(number(bytes, at))
-}
-
-/// The header of a page.
-#[derive(Debug, Clone, Copy)]
-struct Page {
-    flags: u16,
-    timeline: u32,
-    /// Bytes of the record before that come first.
-    rest: usize,
-    /// System identifier, segment size, block size.
-    long: Option<(u64, u64, usize)>,
-}
-
-impl Page {
-    /// None: this is no page of WAL that belongs at `lsn`.
-    fn parse(bytes: &[u8], lsn: Lsn) -> Option<Page> {
-        let flags = u16_at(bytes, 2);
-        let long = flags & LONG != 0;
-        let known = bytes.get(1) == Some(&MAGIC_FAMILY) && u64_at(bytes, 8) == lsn.0;
-        let whole = bytes.len() >= if long { LONG_HEADER } else { SHORT_HEADER };
-        (known && whole).then(|| Page {
-            flags,
-            timeline: u32_at(bytes, 4),
-            rest: u32_at(bytes, 16) as usize,
-            long: long.then(|| {
-                let sizes = (u32_at(bytes, 32), u32_at(bytes, 36));
-                (u64_at(bytes, 24), u64::from(sizes.0), sizes.1 as usize)
-            }),
-        })
-    }
-
-    fn header_bytes(self) -> usize {
-        if self.long.is_some() {
-            LONG_HEADER
-        } else {
-            SHORT_HEADER
-        }
-    }
-}
-
-/// Proves of a stream of WAL that its pages are of this cluster and at their place.
-#[derive(Debug)]
-pub struct PageCheck {
-    system: SystemId,
-    size: SegmentSize,
-    timeline: Timeline,
-    block: usize,
-    head: [u8; LONG_HEADER],
-}
-
-impl PageCheck {
-    /// For a stream that begins at the beginning of a segment.
-    #[must_use]
-    pub fn new(system: SystemId, size: SegmentSize, timeline: Timeline) -> PageCheck {
-        PageCheck {
-            system,
-            size,
-            timeline,
-            block: BLOCK_BYTES,
-            head: [0; LONG_HEADER],
-        }
-    }
-
-    /// Looks at the bytes that begin at `lsn`; they follow those before without a gap.
-    ///
-    /// # Errors
-    /// `Damage` for a page of another cluster, place or timeline. Nothing of the bytes may be kept.
-    pub fn feed(&mut self, lsn: Lsn, bytes: &[u8]) -> Result<()> {
-        let (mut lsn, mut bytes) = (lsn, bytes);
-        while !bytes.is_empty() {
-            let first = lsn.segment_offset(self.size) == 0;
-            // Bounded by the block's size.
-            let within = usize::try_from(lsn.segment_offset(self.size) % self.block as u64)
-                .unwrap_or_default();
-            let begins_segment = first || lsn.segment_offset(self.size) < LONG_HEADER as u64;
-            let wanted = if begins_segment {
-                LONG_HEADER
-            } else {
-                SHORT_HEADER
-            };
-            let count = if within < wanted {
-                let count = (wanted - within).min(bytes.len());
-                self.head[within..within + count].copy_from_slice(&bytes[..count]);
-                if within + count == wanted {
-                    let page = Lsn(lsn.0 - within as u64);
-                    self.judge(page, wanted)?;
-                }
-                count
-            } else {
-                (self.block - within).min(bytes.len())
-            };
-            bytes = &bytes[count..];
-            lsn = lsn.plus(count as u64);
-        }
-        Ok(())
-    }
-
-    fn judge(&mut self, lsn: Lsn, bytes: usize) -> Result<()> {
-        let head = &self.head[..bytes];
-        // Behind a forced switch a server may leave pages empty.
-        if bytes == SHORT_HEADER && head.iter().all(|byte| *byte == 0) {
-            return Ok(());
-        }
-        let foreign = |what: String| {
-            Error::damage(format!(
-                "the WAL that came for {lsn} is not to be kept: {what}"
-            ))
-            .hint("is this still the same cluster? `pgark check` tells; nothing of it was stored")
-        };
-        let Some(page) = Page::parse(head, lsn) else {
-            return Err(foreign("it is no page of that place".to_owned()));
-        };
-        if page.timeline > self.timeline.number() {
-            return Err(foreign(format!(
-                "its page is of timeline {}, the stream of {}",
-                page.timeline, self.timeline
-            )));
-        }
-        if bytes == LONG_HEADER {
-            let Some((system, size, block)) = page.long else {
-                return Err(foreign("a segment begins without its header".to_owned()));
-            };
-            if system != self.system.0 {
-                return Err(foreign(format!(
-                    "it is of the cluster {system}, not of {}",
-                    self.system
-                )));
-            }
-            if size != self.size.bytes() || !is_block(block) {
-                return Err(foreign(format!("it tells of segments of {size} bytes")));
-            }
-            self.block = block;
-        }
-        Ok(())
-    }
-}
-
-fn is_block(bytes: usize) -> bool {
-    bytes.is_power_of_two() && (1024..=65536).contains(&bytes)
-}
-
-/// What a record tells that a restore may aim at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A transaction was committed; `xid` is 0 where it had been prepared.
-    Commit { xid: u32, time: Timestamp },
-    /// A transaction was rolled back; likewise.
-    Abort { xid: u32, time: Timestamp },
-    /// `pg_create_restore_point`.
-    RestorePoint { name: String, time: Timestamp },
-}
 
 /// A record that was found whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -458,55 +281,6 @@ impl Scanner {
             at += room;
             let first = Lsn(at).segment_offset(self.size) == 0;
             at += if first { LONG_HEADER } else { SHORT_HEADER } as u64;
-        }
-    }
-}
-
-const MANAGER_XLOG: u8 = 0;
-const MANAGER_XACT: u8 = 1;
-const XLOG_SWITCH: u8 = 0x40;
-const XLOG_RESTORE_POINT: u8 = 0x70;
-/// `MAXFNAMELEN`.
-const NAME_BYTES: usize = 64;
-
-fn event(head: &[u8], info: u8, manager: u8) -> Option<Event> {
-    let kind = match manager {
-        MANAGER_XACT => info & 0x70,
-        MANAGER_XLOG if info & 0xF0 == XLOG_RESTORE_POINT => XLOG_RESTORE_POINT,
-        _ => return None,
-    };
-    let data = main_data(head)?;
-    let clock = i64::from_le_bytes(number(data.get(..8)?, 0));
-    let clock = clock.checked_add(EPOCH_MICROSECONDS)?;
-    let time = Timestamp::from_microsecond(clock).ok()?;
-    let xid = u32_at(head, 4);
-    if manager == MANAGER_XLOG {
-        let name = data.get(8..8 + NAME_BYTES)?;
-        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let name = String::from_utf8_lossy(name).into_owned();
-        return Some(Event::RestorePoint { name, time });
-    }
-    match kind {
-        0x00 => Some(Event::Commit { xid, time }),
-        0x20 => Some(Event::Abort { xid, time }),
-        // What was prepared is named further behind, in a place that differs by version.
-        0x30 => Some(Event::Commit { xid: 0, time }),
-        0x40 => Some(Event::Abort { xid: 0, time }),
-        _ => None,
-    }
-}
-
-/// The beginning of the main data of a record that refers to no block.
-fn main_data(head: &[u8]) -> Option<&[u8]> {
-    let mut at = RECORD_HEADER;
-    loop {
-        match *head.get(at)? {
-            255 => return head.get(at + 2..),
-            254 => return head.get(at + 5..),
-            // The origin, and the transaction above this one.
-            253 => at += 3,
-            252 => at += 5,
-            _ => return None,
         }
     }
 }

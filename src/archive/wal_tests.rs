@@ -1,8 +1,12 @@
 //! WAL made up record by record: every record is found again, and nothing behind damage.
 //! Real WAL is walked in `tests/wal_records.rs`, with `pg_waldump` as the judge.
 
+use super::event::{EPOCH_MICROSECONDS, MANAGER_XACT, NAME_BYTES, XLOG_RESTORE_POINT};
+use super::page::LONG;
 use super::*;
-use crate::error::Kind;
+use crate::error::{Error, Kind};
+use crate::units::{SystemId, Timeline};
+use jiff::Timestamp;
 use proptest::prelude::*;
 
 const SIZE: u64 = 1 << 20;

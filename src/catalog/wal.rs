@@ -234,11 +234,31 @@ impl WalArchive {
         })
     }
 
-    /// Deletes the WAL before `floor`, oldest first, on every timeline. Gives bytes and segments.
+    /// Bytes and number of the segments that lie before `floor` as a whole, on every timeline.
+    ///
+    /// # Errors
+    /// `Damage` for names that are of another segment size.
+    pub fn below(&self, floor: Lsn, size: SegmentSize) -> Result<(u64, usize)> {
+        let old = self.old(floor, size)?;
+        let files = old.iter().flat_map(|held| held.files());
+        Ok((files.map(|one| one.object.bytes).sum(), old.len()))
+    }
+
+    /// Deletes them, oldest first. Gives bytes and segments.
     ///
     /// # Errors
     /// As the store; what was deleted before stays deleted.
     pub fn expire(&self, store: &dyn Store, floor: Lsn, size: SegmentSize) -> Result<(u64, usize)> {
+        let old = self.old(floor, size)?;
+        let mut bytes = 0;
+        for stored in old.iter().flat_map(|held| held.files()) {
+            store.delete(&stored.object.key)?;
+            bytes += stored.object.bytes;
+        }
+        Ok((bytes, old.len()))
+    }
+
+    fn old(&self, floor: Lsn, size: SegmentSize) -> Result<Vec<&Held>> {
         let mut old: Vec<(Lsn, &Held)> = Vec::new();
         for (name, held) in &self.segments {
             let begin = name.start(size)?;
@@ -247,14 +267,7 @@ impl WalArchive {
             }
         }
         old.sort_by_key(|(begin, _)| *begin);
-        let mut bytes = 0;
-        for (_, held) in &old {
-            for stored in held.files() {
-                store.delete(&stored.object.key)?;
-                bytes += stored.object.bytes;
-            }
-        }
-        Ok((bytes, old.len()))
+        Ok(old.into_iter().map(|(_, held)| held).collect())
     }
 }
 

@@ -59,12 +59,20 @@ pub(super) fn prune(app: &App, verb: &Prune, global: &Global, out: &mut Out<'_>)
     let mut warnings = Vec::new();
     let (mut away, all) = (Vec::new(), names.len());
     for name in names {
-        let planned = app
-            .catalog(Some(name))
-            .and_then(|(_, catalog)| stores::plan(app, name, &catalog));
-        let result = planned.and_then(|plan| {
+        let planned = app.catalog(Some(name)).and_then(|(store, catalog)| {
+            let plan = stores::plan(app, name, &catalog)?;
+            let old = crate::prune::old_wal(
+                store.as_ref(),
+                &catalog,
+                &app.policy(name)?,
+                crate::clock::now(),
+            )?;
+            Ok((plan, old))
+        });
+        let result = planned.and_then(|(plan, old)| {
             if verb.dry_run {
                 warnings.extend(plan.warnings);
+                warnings.extend(old.iter().map(|old| old.describe(false)));
             } else {
                 stores::expire(app, name, &mut pruned, &mut warnings)?;
             }

@@ -259,8 +259,27 @@ pub fn expire(app: &App, name: &str, pruned: &mut Pruned, notes: &mut Vec<String
     let gone: BTreeSet<&BackupId> = applied.removed.iter().map(|entry| &entry.id).collect();
     catalog.entries.retain(|entry| !gone.contains(&entry.id));
     notes.extend(save(store.as_ref(), &catalog));
+    notes.extend(expire_wal(app, name, store.as_ref(), &catalog));
     notes.extend(applied.stayed.iter().map(|(_, error)| error.to_string()));
     pruned.removed.extend(applied.removed);
     pruned.stayed.extend(applied.stayed);
     Ok(())
+}
+
+/// Deletes the WAL that no base backup of the window needs; a note on each cluster's, or on what kept
+/// it from being deleted.
+fn expire_wal(app: &App, name: &str, store: &dyn Store, catalog: &Catalog) -> Vec<String> {
+    let old = app
+        .policy(name)
+        .and_then(|policy| prune::old_wal(store, catalog, &policy, clock::now()));
+    let done = old.and_then(|old| {
+        let mut notes = Vec::new();
+        for one in old {
+            app.cancel.check()?;
+            one.remove(store)?;
+            notes.push(one.describe(true));
+        }
+        Ok(notes)
+    });
+    done.unwrap_or_else(|error| vec![report::failed("prune of WAL", &error)])
 }
