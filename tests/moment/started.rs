@@ -47,7 +47,7 @@ fn the_server_is_started_and_has_recovered_when_the_command_ends() {
         .restore("latest", &second, &["--start"])
         .assert_code(1)
         .assert_says("did not start")
-        .assert_says("could not");
+        .assert_says("already exists");
     run(as_server_user(bin(17).join("pg_ctl"))
         .args(["status", "-D"])
         .arg(&data))
