@@ -73,6 +73,30 @@ impl Place {
         change(self.pgark(&["wal-stream"])).spawn_logging_to(&self.log())
     }
 
+    /// A second directory beside the first one.
+    pub(crate) fn second(&self) -> PathBuf {
+        self.dir.join("second")
+    }
+
+    /// pgark with both.
+    pub(crate) fn with_second(&self, pgark: Pgark) -> Pgark {
+        let config = self.dir.join("two.toml");
+        let store = |name: &str, dir: PathBuf| {
+            format!("[[store]]\nname = {name:?}\nbackup_dir = {dir:?}\n")
+        };
+        let text = store("near", self.backups()) + &store("second", self.second());
+        std::fs::write(&config, text).unwrap();
+        let pgark = pgark.env("PGARK_CONFIG", &config);
+        pgark.env("WAL_FLUSH_INTERVAL", "1s")
+    }
+
+    /// The folder of this cluster's WAL in the second one.
+    pub(crate) fn second_wal(&self) -> PathBuf {
+        self.second()
+            .join("wal")
+            .join(self.wal().file_name().unwrap())
+    }
+
     /// The folder of this cluster's WAL below a directory of backups.
     pub(crate) fn wal(&self) -> PathBuf {
         let sql = "SELECT system_identifier FROM pg_control_system()";

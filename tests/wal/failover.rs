@@ -44,11 +44,11 @@ fn either(a: &Server, b: &Server) -> [(&'static str, String); 2] {
 fn a_promotion_under_load_leaves_both_timelines_whole() {
     for major in [15, 17] {
         let place = Place::new(major);
-        let wal = place.wal();
+        let folders = [place.wal(), place.second_wal()];
         let next = standby(&place.server, "standby");
         let conninfo = either(&place.server, &next);
         let stream = place.stream_with(|mut pgark| {
-            pgark = pgark.env("DB_HOST", "").env("DB_PORT", "");
+            pgark = place.with_second(pgark.env("DB_HOST", "").env("DB_PORT", ""));
             conninfo
                 .iter()
                 .fold(pgark, |pgark, (name, value)| pgark.env(name, value))
@@ -78,17 +78,23 @@ fn a_promotion_under_load_leaves_both_timelines_whole() {
         until("the stream to follow the promotion", || confirmed() >= end);
         stream.signal("TERM");
         stream.wait().assert_code(0);
-        let history = std::fs::read(wal.join("00000002.history")).unwrap();
-        let theirs = std::fs::read(next.data_dir().join("pg_wal/00000002.history")).unwrap();
-        assert_eq!(history, theirs);
-        let text = String::from_utf8(history).unwrap();
-        let left = text.split('\t').nth(1).unwrap();
-        let left = lsn(&next, &format!("SELECT '{left}'::pg_lsn"));
-        let from = first_stored(&wal);
-        // The old timeline up to where it was left, the new one from that segment on.
-        assert_same_wal(&wal, &place.server, (from, left), 1);
-        assert_same_wal(&wal, &next, (left, end), 2);
+        for wal in folders {
+            both_timelines_in(&wal, &place.server, &next, end);
+        }
     }
+}
+
+/// The old timeline up to where it was left, the new one from that segment on.
+#[track_caller]
+fn both_timelines_in(wal: &Path, old: &Server, new: &Server, end: u64) {
+    let history = std::fs::read(wal.join("00000002.history")).unwrap();
+    let theirs = std::fs::read(new.data_dir().join("pg_wal/00000002.history")).unwrap();
+    assert_eq!(history, theirs);
+    let text = String::from_utf8(history).unwrap();
+    let left = text.split('\t').nth(1).unwrap();
+    let left = lsn(new, &format!("SELECT '{left}'::pg_lsn"));
+    assert_same_wal(wal, old, (first_stored(wal), left), 1);
+    assert_same_wal(wal, new, (left, end), 2);
 }
 
 #[test]

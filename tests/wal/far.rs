@@ -4,7 +4,7 @@ use super::{Place, assert_same_wal, first_stored};
 use crate::second_store::with_bucket;
 use crate::support::garage::{ACCESS_KEY, BUCKET, Garage, REGION, SECRET_KEY};
 use crate::support::gate::Gate;
-use crate::support::{Pgark, TempDir, run, until};
+use crate::support::{Pgark, Running, TempDir, run, until};
 use pgark::cancel::Token;
 use pgark::store::object::{Keys, S3Options, S3Store, Secret};
 use pgark::store::{Key, Store as _};
@@ -95,7 +95,12 @@ fn reached(garage: &Garage, key: &str) -> u64 {
     let Some(json) = pgark::store::get(&bucket(garage), &key).unwrap() else {
         return 0;
     };
-    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    noted(&json)
+}
+
+/// The position in a note of how far a stream has come.
+fn noted(json: &[u8]) -> u64 {
+    let json: serde_json::Value = serde_json::from_slice(json).unwrap();
     let (high, low) = json["lsn"].as_str().unwrap().split_once('/').unwrap();
     u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
 }
@@ -176,49 +181,130 @@ fn with_a_bucket_alone_only_what_it_holds_is_confirmed() {
     );
 }
 
+/// A stream for recipients, and the key that opens what it stored.
+struct Sealed {
+    place: Place,
+    recipient: String,
+    key: PathBuf,
+}
+
+impl Sealed {
+    fn new() -> Sealed {
+        let place = Place::new(17);
+        let key = place.dir.join("key");
+        let made = Pgark::new(["keygen", "--out", key.to_str().unwrap()]).run();
+        let made = made.assert_code(0).stdout;
+        let mut recipient = made.split_whitespace();
+        let recipient = recipient.find(|word| word.starts_with("age1"));
+        Sealed {
+            recipient: recipient.unwrap().to_owned(),
+            place,
+            key,
+        }
+    }
+
+    fn stream(&self, change: impl FnOnce(Pgark) -> Pgark) -> Running {
+        let sealed = |pgark: Pgark| pgark.env("BACKUP_ENCRYPT_RECIPIENTS", &self.recipient);
+        self.place.stream_with(|pgark| change(sealed(pgark)))
+    }
+
+    /// What is stored up to `end` is the server's.
+    #[track_caller]
+    fn assert_same(&self, end: u64) {
+        let open = self.place.dir.join("open");
+        let _ = std::fs::remove_dir_all(&open);
+        std::fs::create_dir(&open).unwrap();
+        for entry in std::fs::read_dir(self.place.wal()).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if name.starts_with('.') {
+                continue;
+            }
+            let name = name.strip_suffix(".age");
+            let name = name.unwrap_or_else(|| panic!("{} is not encrypted", path.display()));
+            let mut age = Command::new("age");
+            age.arg("-d").arg("-i").arg(&self.key);
+            run(age.arg("-o").arg(open.join(name)).arg(&path)).assert_code(0);
+        }
+        assert_same_wal(&open, &self.place.server, (first_stored(&open), end), 1);
+    }
+}
+
 #[test]
 fn an_encrypted_directory_never_holds_wal_as_it_is() {
-    let place = Place::new(17);
-    let key = place.dir.join("key");
-    let made = Pgark::new(["keygen", "--out", key.to_str().unwrap()])
-        .run()
-        .assert_code(0);
-    let recipient = made
-        .stdout
-        .split_whitespace()
-        .find(|word| word.starts_with("age1"))
-        .unwrap()
-        .to_owned();
-    let sealed = |pgark: Pgark| pgark.env("BACKUP_ENCRYPT_RECIPIENTS", &recipient);
-    let stream = place.stream_with(sealed);
+    let sealed = Sealed::new();
+    let place = &sealed.place;
+    let stream = sealed.stream(|pgark| pgark);
     until("the slot", || place.confirmed() > 0);
     place.write(40);
     let end = place.caught_up();
     stream.signal("KILL");
     stream.wait();
-    let stream = place.stream_with(sealed);
+    sealed.assert_same(end);
+    let stream = sealed.stream(|pgark| pgark);
     place
         .server
         .psql("postgres", "INSERT INTO t (filler) VALUES ('x')");
     place.caught_up();
     stream.signal("TERM");
     stream.wait().assert_code(0);
-    let open = place.dir.join("open");
-    std::fs::create_dir(&open).unwrap();
-    for entry in std::fs::read_dir(place.wal()).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let name = name
-            .strip_suffix(".age")
-            .unwrap_or_else(|| panic!("{name} is not encrypted"));
-        let mut age = Command::new("age");
-        age.arg("-d")
-            .arg("-i")
-            .arg(&key)
-            .arg("-o")
-            .arg(open.join(name))
-            .arg(&path);
-        run(&mut age).assert_code(0);
+    sealed.assert_same(place.confirmed());
+}
+
+#[test]
+fn an_encrypted_store_that_fails_or_dies_at_any_step_loses_nothing_confirmed() {
+    let sealed = Sealed::new();
+    let place = &sealed.place;
+    let first = sealed.stream(|pgark| pgark);
+    until("the slot", || place.confirmed() > 0);
+    place.write(1);
+    place.caught_up();
+    first.signal("KILL");
+    first.wait();
+    for how in ["error", "abort"] {
+        for step in 1..=9 {
+            let at = format!("{how}:{step}");
+            let mut stream = sealed.stream(|pgark| pgark.env("PGARK_FAIL_AT", at));
+            place.write(5);
+            let end = place.lsn();
+            until("the stream", || {
+                place.confirmed() >= end || !stream.is_alive()
+            });
+            if stream.is_alive() {
+                stream.signal("TERM");
+            }
+            stream.wait();
+            sealed.assert_same(place.confirmed());
+        }
     }
-    assert_same_wal(&open, &place.server, (first_stored(&open), end), 1);
+}
+
+#[test]
+fn a_second_directory_that_was_away_catches_up() {
+    let place = Place::new(17);
+    let stream = place.stream_with(|pgark| place.with_second(pgark));
+    until("the slot", || place.confirmed() > 0);
+    place.write(20);
+    let folder = place.second_wal();
+    let system = folder.file_name().unwrap().to_string_lossy().into_owned();
+    let note = place.second().join(format!(".pgark/wal_{system}.json"));
+    let note = || std::fs::read(&note).map_or(0, |json| noted(&json));
+    let end = place.caught_up();
+    until("the second one to follow", || note() >= end);
+    // Its place is taken by something else.
+    let away = place.dir.join("away");
+    std::fs::rename(&folder, &away).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    place.write(40);
+    let end = place.caught_up();
+    until("a warning", || {
+        place.said().contains("store second takes no WAL now")
+    });
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&away, &folder).unwrap();
+    until("the second one to catch up", || note() >= end);
+    let from = first_stored(&folder);
+    assert_same_wal(&folder, &place.server, (from, end), 1);
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
 }
