@@ -105,6 +105,15 @@ impl Place {
             .join(self.server.psql("postgres", sql))
     }
 
+    /// Segments that lie open.
+    fn open_files(&self) -> usize {
+        let names = std::fs::read_dir(self.wal()).unwrap();
+        let names = names.map(|name| name.unwrap().file_name());
+        names
+            .filter(|name| name.to_string_lossy().ends_with(".partial"))
+            .count()
+    }
+
     /// Writes about so many MiB of WAL.
     pub(crate) fn write(&self, mib: usize) {
         write(&self.server, mib);
@@ -265,19 +274,7 @@ fn stored_wal_is_the_servers_own_to_the_last_byte() {
         let end = place.caught_up();
         let from = first_stored(&place.wal());
         assert_same_wal(&place.wal(), &place.server, (from, end), 1);
-        until("filled segments to be packed", || {
-            let names = std::fs::read_dir(place.wal()).unwrap();
-            names
-                .filter(|name| {
-                    name.as_ref()
-                        .unwrap()
-                        .file_name()
-                        .to_string_lossy()
-                        .ends_with(".partial")
-                })
-                .count()
-                == 1
-        });
+        until("filled segments to be packed", || place.open_files() == 1);
         assert_same_wal(&place.wal(), &place.server, (from, end), 1);
         read_by_pg_waldump(&place);
         // The end comes at once, in peace, and everything is confirmed.

@@ -116,33 +116,31 @@ fn agrees(major: u32) {
     assert_eq!(found.len(), lines.len(), "PostgreSQL {major}");
     assert!(found.len() > 200);
     for record in &found {
-        let line = &lines[&record.lsn];
-        let shown = |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M:%S%.6f").to_string();
-        match &record.event {
-            Event::Commit { xid, time } | Event::Abort { xid, time } => {
-                let word = if matches!(record.event, Event::Commit { .. }) {
-                    "COMMIT"
-                } else {
-                    "ABORT"
-                };
-                assert!(
-                    line.contains(&format!("desc: {word} {}", shown(*time))),
-                    "{record:?} {line}"
-                );
-                assert!(
-                    line.contains(&format!("tx: {xid:>10},")),
-                    "{record:?} {line}"
-                );
-            }
-            Event::RestorePoint { name, .. } => {
-                assert_eq!(name, "before the harm");
-                assert!(
-                    line.contains("desc: RESTORE_POINT before the harm"),
-                    "{line}"
-                );
-            }
-        }
+        is_told(record, &lines[&record.lsn]);
     }
+}
+
+/// The line says what the record says.
+fn is_told(record: &Record, line: &str) {
+    let shown = |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M:%S%.6f").to_string();
+    let (word, xid, time) = match &record.event {
+        Event::Commit { xid, time } => ("COMMIT", xid, time),
+        Event::Abort { xid, time } => ("ABORT", xid, time),
+        Event::RestorePoint { name, .. } => {
+            assert_eq!(name, "before the harm");
+            assert!(
+                line.contains("desc: RESTORE_POINT before the harm"),
+                "{line}"
+            );
+            return;
+        }
+    };
+    let said = line.contains(&format!("desc: {word} {}", shown(*time)));
+    assert!(said, "{record:?} {line}");
+    assert!(
+        line.contains(&format!("tx: {xid:>10},")),
+        "{record:?} {line}"
+    );
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! restore, and a target on an abandoned branch is refused with the reason.
 
 use super::{Stage, To, Writers, rows};
-use crate::support::{Server, Setup, as_server_user, run, until};
-use std::path::Path;
+use crate::support::{Pgark, Run, Server, Setup, TempDir, as_server_user, run, until};
+use std::path::{Path, PathBuf};
 
 /// A standby of that server, by `pg_basebackup`.
 fn standby(primary: &Server) -> Server {
@@ -40,133 +40,146 @@ fn ledger(server: &Server) -> Vec<u64> {
     rows(&server.psql("postgres", "SELECT n FROM ledger ORDER BY n"))
 }
 
-fn failover(major: u32) {
-    let stage = Stage::new(major, To::Local);
-    let log = stage.dir.join("log");
-    let first = &stage.server;
-    let second = standby(first);
-    let third = standby(first);
-    // pgark knows all three, and wants the one that takes writes.
-    let ports = [first, &second, &third].map(|server| server.port.to_string());
-    let conninfo = format!(
-        "host=127.0.0.1,127.0.0.1,127.0.0.1 port={} user=postgres dbname=postgres target_session_attrs=read-write",
-        ports.join(",")
-    );
-    let pgark = |args: &[&str]| {
-        let mut pgark = stage.pgark(args);
+/// Three servers, of which pgark wants the one that takes writes.
+struct Cast {
+    stage: Stage,
+    second: Server,
+    third: Server,
+    conninfo: String,
+}
+
+/// What the ledger held at the end of each timeline, and where the first two ended.
+struct Ends {
+    ledgers: [Vec<u64>; 3],
+    abandoned: String,
+    branch: String,
+    middle: String,
+}
+
+impl Cast {
+    fn new(major: u32) -> Cast {
+        let stage = Stage::new(major, To::Local);
+        let second = standby(&stage.server);
+        let third = standby(&stage.server);
+        let ports = [&stage.server, &second, &third].map(|server| server.port.to_string());
+        let conninfo = format!(
+            "host=127.0.0.1,127.0.0.1,127.0.0.1 port={} user=postgres dbname=postgres target_session_attrs=read-write",
+            ports.join(",")
+        );
+        Cast {
+            stage,
+            second,
+            third,
+            conninfo,
+        }
+    }
+
+    fn pgark(&self, args: &[&str]) -> Pgark {
+        let mut pgark = self.stage.pgark(args);
         for name in ["DB_HOST", "DB_PORT", "DB_USER"] {
             pgark = pgark.env(name, "");
         }
-        pgark.env("DB_CONNINFO", &conninfo)
-    };
-    let stream = pgark(&["wal-stream"]).spawn_logging_to(&log);
-    let base = crate::support::site::first_id(
-        &pgark(&["backup", "--base", "-q"])
-            .run()
-            .assert_code(0)
-            .stdout,
-    );
-    let writers = Writers::start(first, 2);
-    until("some rows", || ledger(first).len() > 200);
-    // The first one dies; the second has what it had been sent.
-    drop(writers);
-    Stage::caught_up(first);
-    let before = ledger(first);
-    let abandoned = first.psql("postgres", "SELECT pg_current_wal_flush_lsn()");
-    until("the standbys", || {
-        [&second, &third]
-            .iter()
-            .all(|server| ledger(server).len() == before.len())
-    });
-    promote(&second);
-    // The third one follows it, and never hears of what the first one still does.
-    let follow = format!(
-        "ALTER SYSTEM SET primary_conninfo = 'host={} port={} user=postgres'",
-        second.socket_dir().display(),
-        second.port
-    );
-    third.psql("postgres", &follow);
-    third.psql("postgres", "SELECT pg_reload_conf()");
-    let sql = format!(
-        "SELECT count(*) FROM pg_stat_wal_receiver WHERE sender_port = {}",
-        second.port
-    );
-    until("the third to follow the second", || {
-        third.psql("postgres", &sql) == "1"
-    });
-    // On the abandoned branch life goes on for a while.
-    first.psql(
-        "postgres",
-        "INSERT INTO ledger (writer) SELECT 99 FROM generate_series(1, 50)",
-    );
-    let branch = first.psql("postgres", "SELECT pg_current_wal_flush_lsn()");
-    first.crash();
-    let writers = Writers::start(&second, 2);
-    until("rows on the second timeline", || {
-        ledger(&second).len() > before.len() + 200
-    });
-    drop(writers);
-    Stage::caught_up(&second);
-    let middle = ledger(&second);
-    let middle_lsn = second.psql("postgres", "SELECT pg_current_wal_flush_lsn()");
-    // The third one is promoted in its turn.
-    until("the third to follow", || {
-        ledger(&third).len() == middle.len()
-    });
-    second.crash();
-    promote(&third);
-    let writers = Writers::start(&third, 2);
-    until("rows on the third timeline", || {
-        ledger(&third).len() > middle.len() + 200
-    });
-    drop(writers);
-    Stage::caught_up(&third);
-    let last = ledger(&third);
-    let said = || std::fs::read_to_string(&log).unwrap();
-    let restore = |at: &str, more: &[&str]| {
-        let place = crate::support::TempDir::new();
+        pgark.env("DB_CONNINFO", &self.conninfo)
+    }
+
+    /// The third one follows the second, and never hears of what the first one still does.
+    fn follow(&self) {
+        let (second, third) = (&self.second, &self.third);
+        let follow = format!(
+            "ALTER SYSTEM SET primary_conninfo = 'host={} port={} user=postgres'",
+            second.socket_dir().display(),
+            second.port
+        );
+        third.psql("postgres", &follow);
+        third.psql("postgres", "SELECT pg_reload_conf()");
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_wal_receiver WHERE sender_port = {}",
+            second.port
+        );
+        until("the third to follow the second", || {
+            third.psql("postgres", &sql) == "1"
+        });
+    }
+
+    /// Two failovers under load.
+    fn play(&self) -> Ends {
+        let (first, second, third) = (&self.stage.server, &self.second, &self.third);
+        let flushed = "SELECT pg_current_wal_flush_lsn()";
+        let one = write_on(first, 0);
+        let abandoned = first.psql("postgres", flushed);
+        until("the standbys", || {
+            [second, third]
+                .iter()
+                .all(|server| ledger(server).len() == one.len())
+        });
+        promote(second);
+        self.follow();
+        // On the abandoned branch life goes on for a while.
+        let more = "INSERT INTO ledger (writer) SELECT 99 FROM generate_series(1, 50)";
+        first.psql("postgres", more);
+        let branch = first.psql("postgres", flushed);
+        first.crash();
+        let two = write_on(second, one.len());
+        let middle = second.psql("postgres", flushed);
+        until("the third to follow", || ledger(third).len() == two.len());
+        second.crash();
+        promote(third);
+        let three = write_on(third, two.len());
+        Ends {
+            ledgers: [one, two, three],
+            abandoned,
+            branch,
+            middle,
+        }
+    }
+
+    fn restore(&self, base: &str, at: &str, more: &[&str]) -> (Run, PathBuf, TempDir) {
+        let place = TempDir::new();
         place.give_to_postgres();
         let data = place.join("data");
         let path = data.display().to_string();
-        let args = [
-            &[
-                "restore",
-                base.as_str(),
-                "--data-dir",
-                &path,
-                "--at",
-                at,
-                "-q",
-            ],
-            more,
-        ]
-        .concat();
-        (pgark(&args).run(), data, place)
-    };
-    let restored = |at: &str, more: &[&str]| {
-        let (done, data, _place) = restore(at, more);
-        assert_eq!(done.code, 0, "{at}: {}\n{}", done.stderr, said());
-        let copy = crate::base::Copy::start(major, &data);
+        let args = ["restore", base, "--data-dir", &path, "--at", at, "-q"];
+        (self.pgark(&[&args, more].concat()).run(), data, place)
+    }
+
+    #[track_caller]
+    fn restored(&self, base: &str, at: &str, more: &[&str]) -> Vec<u64> {
+        let (done, data, _place) = self.restore(base, at, more);
+        done.assert_code(0);
+        let copy = crate::base::Copy::start(self.stage.server.major, &data);
         rows(&copy.psql("SELECT n FROM ledger ORDER BY n"))
-    };
-    assert_eq!(restored("latest", &[]), last);
-    assert_eq!(restored(&middle_lsn_before(&middle_lsn), &[]), middle);
-    assert_eq!(restored("latest", &["--timeline", "2"]), middle);
-    // The first timeline restores to where the others left it, and its own end.
-    let old = restored("latest", &["--timeline", "1"]);
-    assert!(
-        old.len() >= before.len() && old.starts_with(&before),
-        "{} {}",
-        old.len(),
-        before.len()
-    );
+    }
+}
+
+/// Load on a server until there are two hundred rows more, all of them stored; what it holds then.
+fn write_on(server: &Server, before: usize) -> Vec<u64> {
+    let writers = Writers::start(server, 2);
+    until("some rows", || ledger(server).len() > before + 200);
+    drop(writers);
+    Stage::caught_up(server);
+    ledger(server)
+}
+
+fn failover(major: u32) {
+    let cast = Cast::new(major);
+    let log = cast.stage.dir.join("log");
+    let stream = cast.pgark(&["wal-stream"]).spawn_logging_to(&log);
+    let taken = cast.pgark(&["backup", "--base", "-q"]).run().assert_code(0);
+    let base = crate::support::site::first_id(&taken.stdout);
+    let ends = cast.play();
+    let [one, two, three] = &ends.ledgers;
+    assert_eq!(&cast.restored(&base, "latest", &[]), three);
+    let middle = middle_lsn_before(&ends.middle);
+    assert_eq!(&cast.restored(&base, &middle, &[]), two);
+    assert_eq!(&cast.restored(&base, "latest", &["--timeline", "2"]), two);
+    // The first timeline restores to its own end.
+    let old = cast.restored(&base, "latest", &["--timeline", "1"]);
+    assert!(old.starts_with(one), "{} {}", old.len(), one.len());
     // A place that only the abandoned branch ever had.
-    if branch > abandoned {
-        let (refused, data, _place) = restore(&branch, &["--timeline", "1"]);
-        if old.len() == before.len() {
-            refused.assert_code(5).assert_says("timeline");
-            assert!(!data.exists());
-        }
+    if ends.branch > ends.abandoned && old.len() == one.len() {
+        let (refused, data, _place) = cast.restore(&base, &ends.branch, &["--timeline", "1"]);
+        refused.assert_code(5).assert_says("timeline");
+        assert!(!data.exists());
     }
     stream.signal("TERM");
     stream.wait().assert_code(0);

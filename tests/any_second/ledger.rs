@@ -73,6 +73,40 @@ fn target(dice: &mut Dice, after: &[&Record], kind: usize) -> Target {
     }
 }
 
+/// Writes under load, with restore points, forced switches and base backups; gives the first one.
+fn play(stage: &Stage) -> String {
+    let writers = Writers::start(&stage.server, 3);
+    let first = stage.base(&[]);
+    for point in 1..=3 {
+        let sql =
+            format!("SELECT pg_create_restore_point('point {point}'); SELECT pg_switch_wal()");
+        stage.server.psql("postgres", &sql);
+        if stage.server.major >= 17 && point < 3 {
+            stage.base(&["--incremental"]);
+        }
+        let rows = "SELECT count(*) FROM ledger";
+        let before: u64 = stage.server.psql("postgres", rows).parse().unwrap();
+        until("some rows", || {
+            let now: u64 = stage.server.psql("postgres", rows).parse().unwrap();
+            now > before + 100
+        });
+    }
+    drop(writers);
+    Stage::caught_up(&stage.server);
+    stage.open_to_readers();
+    first
+}
+
+/// Where that base backup ended, and when it was finished.
+fn end_of(stage: &Stage, id: &str) -> (Lsn, jiff::Timestamp) {
+    let shown = stage.pgark(["show", id, "--json"]).run().assert_code(0);
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    let manifest = &shown["manifest"];
+    let end = manifest["base"]["end_lsn"].as_str().unwrap();
+    let finished = manifest["finished_at"].as_str().unwrap();
+    (end.parse().unwrap(), finished.parse().unwrap())
+}
+
 fn ledger(major: u32, to: To, usual: u32) {
     let mut stage = Stage::new(major, to);
     let mut stream = stage.stream();
@@ -81,53 +115,15 @@ fn ledger(major: u32, to: To, usual: u32) {
         assert!(stream.is_alive(), "{}", stream.log());
         stage.server.psql("postgres", streaming) != "0"
     });
-    let start: Lsn = stage
+    let start = stage
         .server
-        .psql("postgres", "SELECT pg_current_wal_flush_lsn()")
-        .parse()
-        .unwrap();
-    let writers = Writers::start(&stage.server, 3);
-    let first = stage.base(&[]);
-    let mut bases = vec![first];
-    for point in 1..=3 {
-        stage.server.psql(
-            "postgres",
-            &format!("SELECT pg_create_restore_point('point {point}'); SELECT pg_switch_wal()"),
-        );
-        if major >= 17 && point < 3 {
-            bases.push(stage.base(&["--incremental"]));
-        }
-        until("some rows", || {
-            let sql =
-                "SELECT count(*) > 150 FROM ledger WHERE n > (SELECT max(n) - 1000 FROM ledger)";
-            stage.server.psql("postgres", sql) == "t"
-        });
-    }
-    drop(writers);
-    Stage::caught_up(&stage.server);
-    stage.open_to_readers();
-    let all = events(&stage.server, start);
+        .psql("postgres", "SELECT pg_current_wal_flush_lsn()");
+    let first = play(&stage);
+    let all = events(&stage.server, start.parse().unwrap());
     let by_xid = rows_by_xid(&stage.server);
-    // From the end of the first base on.
-    let shown = stage
-        .pgark(["show", &bases[0], "--json"])
-        .run()
-        .assert_code(0);
-    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
-    let end: Lsn = shown["manifest"]["base"]["end_lsn"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    let finished: jiff::Timestamp = shown["manifest"]["finished_at"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    let after: Vec<&Record> = all
-        .iter()
-        .filter(|record| record.lsn > end && when(record) > finished)
-        .collect();
+    let (end, finished) = end_of(&stage, &first);
+    let is_after = |record: &&Record| record.lsn > end && when(record) > finished;
+    let after: Vec<&Record> = all.iter().filter(is_after).collect();
     assert!(after.len() > 100, "{}", after.len());
     let mut dice = Dice::new();
     for number in 0..count("PGARK_LEDGER", usual) {
