@@ -82,7 +82,10 @@ impl Place {
     pub(crate) fn with_second(&self, pgark: Pgark) -> Pgark {
         let config = self.dir.join("two.toml");
         let store = |name: &str, dir: PathBuf| {
-            format!("[[store]]\nname = {name:?}\nbackup_dir = {dir:?}\n")
+            format!(
+                "[[store]]\nname = \"{name}\"\nbackup_dir = \"{}\"\n",
+                dir.display()
+            )
         };
         let text = store("near", self.backups()) + &store("second", self.second());
         std::fs::write(&config, text).unwrap();
