@@ -1,19 +1,19 @@
 //! `WAL_RETENTION_DAYS`: WAL that no base backup of the window needs goes; the window stays whole.
 
 use super::{Stage, To, Writers, rows};
+use pgark::catalog::Manifest;
+use pgark::store::Key;
 use std::path::Path;
 
 /// Makes a base backup as old as that, in its manifest.
 fn age(store: &Path, id: &str, days: i64) {
-    let path = store.join(id).join("manifest.json");
-    let mut manifest: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    for field in ["started_at", "finished_at"] {
-        let time: jiff::Timestamp = manifest[field].as_str().unwrap().parse().unwrap();
-        let then = time - jiff::SignedDuration::from_hours(24 * days);
-        manifest[field] = then.to_string().into();
-    }
-    std::fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+    let key = Key::new(&format!("{id}/manifest.json")).unwrap();
+    let path = store.join(key.as_str());
+    let mut manifest = Manifest::parse(&key, &std::fs::read(&path).unwrap()).unwrap();
+    let age = jiff::SignedDuration::from_hours(24 * days);
+    manifest.started_at -= age;
+    manifest.finished_at -= age;
+    std::fs::write(&path, manifest.to_json().unwrap()).unwrap();
 }
 
 fn segments(store: &Path) -> Vec<String> {
