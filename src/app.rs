@@ -114,10 +114,22 @@ impl App {
     /// # Errors
     /// `Usage` when `wanted` names no store; what keeps it from being opened.
     pub fn store(&self, wanted: Option<&str>) -> Result<Box<dyn Store>> {
+        self.store_within(wanted, None)
+    }
+
+    /// The same, that gives up a request after so long: for one who tries again himself.
+    ///
+    /// # Errors
+    /// As [`App::store`].
+    pub fn store_within(
+        &self,
+        wanted: Option<&str>,
+        deadline: Option<Duration>,
+    ) -> Result<Box<dyn Store>> {
         let config = self.store_config(wanted)?;
         match &config.place {
             Place::Local(dir) => local(&config.name, dir),
-            Place::S3(s3) => self.object_store(config, s3),
+            Place::S3(s3) => self.object_store(config, s3, deadline),
         }
     }
 
@@ -152,8 +164,14 @@ impl App {
     }
 
     /// An object store. Makes no request.
-    fn object_store(&self, config: &StoreConfig, s3: &S3) -> Result<Box<dyn Store>> {
+    fn object_store(
+        &self,
+        config: &StoreConfig,
+        s3: &S3,
+        deadline: Option<Duration>,
+    ) -> Result<Box<dyn Store>> {
         let mut options = S3Options::new(s3.bucket.as_str());
+        options.deadline = deadline.unwrap_or(options.deadline);
         options.name.clone_from(&config.name);
         options.prefix.clone_from(&s3.prefix);
         options.region = Some(s3.region.clone());

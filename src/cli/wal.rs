@@ -1,6 +1,7 @@
 //! `pgark wal-stream`, which the service keeps running, and `pgark slot`.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -18,6 +19,12 @@ use crate::postgres::replication::SlotName;
 use crate::store::Store;
 use crate::units::ByteSize;
 
+/// How long one request to a store far away is repeated: the stream tries again itself, and is heard.
+const STORE_DEADLINE: Duration = Duration::from_secs(30);
+/// When the process ends although a store that is away has not said its last words. Nothing is lost by
+/// that: what is not stored is not confirmed.
+const END_MAX: Duration = Duration::from_millis(4800);
+
 /// Streams the WAL of one cluster until `cancel`; the stores have a token of their own.
 pub(super) fn stream(apps: &[App], cancel: &Token) -> Result<()> {
     let [app] = apps else {
@@ -31,11 +38,12 @@ pub(super) fn stream(apps: &[App], cancel: &Token) -> Result<()> {
             note(&format!("{whose}{text}"));
         }
     };
-    let first = app.store(None)?;
+    let store = |name: Option<&str>| app.store_within(name, Some(STORE_DEADLINE));
+    let first = store(None)?;
     let others: Result<Vec<Box<dyn Store>>> = app
         .others()
         .into_iter()
-        .map(|name| app.store(Some(name)))
+        .map(|name| store(Some(name)))
         .collect();
     let stores = &app.config.stores;
     let dir_of = |place: &Place| match place {
@@ -43,6 +51,13 @@ pub(super) fn stream(apps: &[App], cancel: &Token) -> Result<()> {
         Place::S3(_) => None,
     };
     let first_dir = stores.first().and_then(|store| dir_of(&store.place));
+    let _hook = cancel.on_cancel(|| {
+        std::thread::spawn(|| {
+            std::thread::sleep(END_MAX);
+            note("warning: a store did not take the last WAL in time; the slot holds it");
+            std::process::exit(0);
+        });
+    });
     wal::run(&Stream {
         options: options(app)?,
         dir: &app.config.dir,
