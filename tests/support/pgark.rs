@@ -69,7 +69,7 @@ impl Pgark {
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Running {
             what: format!("{:?}", self.command),
-            child: self.command.spawn().unwrap(),
+            child: Some(self.command.spawn().unwrap()),
         }
     }
 }
@@ -82,7 +82,7 @@ impl Pgark {
         self.command.stdout(log.try_clone().unwrap()).stderr(log);
         Running {
             what: format!("{:?}", self.command),
-            child: self.command.spawn().unwrap(),
+            child: Some(self.command.spawn().unwrap()),
         }
     }
 }
@@ -95,25 +95,25 @@ impl Pgark {
         self.command.stderr(Stdio::null());
         Running {
             what: format!("{:?}", self.command),
-            child: self.command.spawn().unwrap(),
+            child: Some(self.command.spawn().unwrap()),
         }
     }
 }
 
-/// A pgark that runs.
+/// A pgark that runs; a test that fails takes it with it.
 pub(crate) struct Running {
-    child: Child,
+    child: Option<Child>,
     what: String,
 }
 
 impl Running {
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.as_ref().unwrap().id()
     }
 
     /// Whether it has not ended yet.
     pub(crate) fn is_alive(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.child.as_mut().unwrap().try_wait().unwrap().is_none()
     }
 
     /// Sends a signal by name, as `kill -INT`.
@@ -127,8 +127,19 @@ impl Running {
     }
 
     /// Waits for its end.
-    pub(crate) fn wait(self) -> Run {
-        Run::new(self.what, &self.child.wait_with_output().unwrap())
+    pub(crate) fn wait(mut self) -> Run {
+        let child = self.child.take().unwrap();
+        let what = std::mem::take(&mut self.what);
+        Run::new(what, &child.wait_with_output().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
