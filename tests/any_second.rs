@@ -1,7 +1,7 @@
 //! The tests that decide about recovery to any second: the real program streams WAL from real
 //! servers under load, and what it restores is compared with what the WAL itself says.
 //!
-//! `PGARK_LEDGER`, `PGARK_CRASHES` raise the counts (docs/wal.md names the command for the full ones).
+//! `PGARK_LEDGER`, `PGARK_CRASHES` raise the counts (CONTRIBUTING.md has the command for the full ones).
 
 use crate::second_store::with_bucket;
 use crate::support::garage::Garage;

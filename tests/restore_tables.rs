@@ -364,7 +364,9 @@ fn what_fails_in_an_existing_database_leaves_nothing_of_itself() {
             crate::support::until("the rows to be loaded", || {
                 !running.is_alive() || stage.sql("postgres", loading) != "0"
             });
-            running.signal(signal);
+            if running.is_alive() {
+                running.signal(signal);
+            }
             let code = running.wait().code;
             if code != 0 {
                 break code;
