@@ -290,9 +290,10 @@ fn what_goes_wrong_is_mended_by_what_is_printed() {
         "OLD_PROGRAMS",
         crate::support::bin(15).display().to_string(),
     ));
-    stage
-        .more
-        .push(("PGARK_PG_BIN", new.bin().display().to_string()));
+    // Each server's own programs: those of an older minor version do not know all that a newer
+    // server keeps (17.12 marks columns in a way that pg_dump 18.6 does not leave out).
+    let programs = [crate::support::bin(17), new.bin()].map(|path| path.display().to_string());
+    stage.more.push(("PGARK_PG_BIN", programs.join(":")));
     stage
         .names
         .push((disk.path().display().to_string(), "/small"));
