@@ -51,15 +51,21 @@ fn demo_tells_its_story_and_leaves_nothing() {
         "1  Backup",
         "$ pgark backup --database shop",
         "2  Verify",
-        "3  Disaster",
+        "3  Base backup",
+        "$ pgark backup --base",
+        "4  An afternoon",
+        "5  Disaster",
         "DROP TABLE sales.orders CASCADE;",
         "differences",
-        "4  Restore",
+        "6  Restore",
         "$ pgark restore latest",
-        "5  Comparison",
+        "7  Comparison",
         "Equal: ",
-        "6  The same without pgark",
+        "8  The same without pgark",
         "$ gunzip -c backup_shop_",
+        "Equal: ",
+        "9  The second before",
+        "$ pgark restore --data-dir",
         "Equal: ",
         "Nothing is left behind",
     ] {
@@ -87,7 +93,7 @@ fn kept_backups_are_where_it_says_and_are_good() {
         .store(&kept)
         .run()
         .assert_code(0);
-    assert_eq!(verified.stdout.matches("  good  ").count(), 2);
+    assert_eq!(verified.stdout.matches("  good  ").count(), 3);
     std::fs::remove_dir_all(&kept).unwrap();
     assert_nothing_left(&directory);
 }
@@ -125,6 +131,14 @@ fn one_row_that_the_plain_file_lost_is_a_failed_demo() {
     let done = tampered("by_hand DELETE FROM crm.notes WHERE id = 3");
     let done = done.assert_says("table crm.notes was 300 rows");
     assert_eq!(done.stdout.matches("Equal").count(), 1);
+}
+
+/// The recovery is compared with the afternoon, not with the dump: what the dump never had is missed too.
+#[test]
+fn one_order_of_the_afternoon_that_the_recovery_lost_is_a_failed_demo() {
+    let done = tampered("recovered DELETE FROM sales.orders WHERE id = 1000011");
+    let done = done.assert_says("table sales.orders_2025_12 was ");
+    assert_eq!(done.stdout.matches("Equal").count(), 2);
 }
 
 #[test]

@@ -1,12 +1,14 @@
-//! `pgark demo`: a backup, a disaster and a restore on a throwaway server, as a story.
+//! `pgark demo`: backups, a disaster and restores on a throwaway server, as a story.
 //!
-//! The steps take the same code paths as `pgark backup`, `verify` and `restore`. What came back is
-//! compared with a fingerprint from before the disaster; a difference ends the demo with exit
+//! The steps take the same code paths as `pgark backup`, `verify`, `restore` and the service's stream of WAL. What
+//! came back is compared with fingerprints from before the disaster: the dump with one of when it was taken, the recovery
+//! to the second before with one of that second; a difference ends the demo with exit
 //! code 4. Invariant: however it ends (but by SIGKILL or a second signal), nothing is left behind
 //! except the backups with `--keep`.
 
 mod fingerprint;
 mod sample;
+mod second;
 mod session;
 mod stage;
 mod story;
@@ -32,13 +34,6 @@ use crate::progress::Reporter;
 use crate::restore::{dump, fresh_name};
 use crate::store::Store;
 
-/// What people do on a Friday.
-const DISASTER: [&str; 4] = [
-    "DROP TABLE sales.orders CASCADE",
-    "DELETE FROM telemetry.events",
-    "UPDATE catalog.products SET price = 9.99",
-    "SELECT lo_unlink(content) FROM files.documents",
-];
 /// The database of the way without pgark.
 const BY_HAND: &str = "shop_by_hand";
 
@@ -113,9 +108,10 @@ impl Play {
         let entry = self.backup(stage, store.as_ref(), &shop)?;
         stage.folder.keep = self.keep;
         self.verify(stage, store.as_ref(), &entry)?;
-        self.disaster(stage, &shop, &before)?;
+        let last = self.stream_through(stage, store.as_ref(), &shop, &before)?;
         self.restore(stage, store.as_ref(), &entry, &before)?;
-        self.by_hand(stage, &entry, &before)
+        self.by_hand(stage, &entry, &before)?;
+        self.second_before(stage, &last)
     }
 
     fn sample(&mut self, stage: &Stage) -> Result<(Target, Fingerprint)> {
@@ -188,25 +184,6 @@ impl Play {
         self.tell(&story::verify(&self.figures))
     }
 
-    fn disaster(&mut self, stage: &Stage, shop: &Target, before: &Fingerprint) -> Result<()> {
-        let started = Instant::now();
-        let mut session = Session::open(shop, &stage.app.cancel)?;
-        for statement in DISASTER {
-            session.client.execute(statement)?;
-        }
-        let took = seconds(started);
-        // A comparison that never fails would prove nothing.
-        let found = before.differences(&fingerprint(stage, shop)?);
-        if found.len() < DISASTER.len() {
-            return Err(Error::damage(format!(
-                "the comparison sees {} differences after the disaster, so it cannot be trusted",
-                found.len()
-            )));
-        }
-        self.figures.disaster_differences = found.len();
-        self.tell(&story::disaster(&DISASTER, &self.figures, took))
-    }
-
     /// As `pgark restore latest`, and the comparison.
     fn restore(
         &mut self,
@@ -245,8 +222,9 @@ impl Play {
         self.figures.restored.database.clone_from(&name);
         self.figures.restored.seconds = seconds(started);
         self.tell(&story::restore(&self.figures))?;
-        tamper(stage, &name, "restored")?;
-        compare(stage, before, &mut self.figures.restored)?;
+        let copy = stage.admin.with_database(&name);
+        tamper(stage, &copy, "restored")?;
+        compare(stage, before, &copy, &mut self.figures.restored)?;
         self.tell(&story::comparison(&self.figures))?;
         judge(&self.figures.restored)?;
         // Room for the next copy.
@@ -264,8 +242,9 @@ impl Play {
         pipe(stage, &stage.folder.path.join(&file))?;
         BY_HAND.clone_into(&mut self.figures.by_hand.database);
         self.figures.by_hand.seconds = seconds(started);
-        tamper(stage, BY_HAND, "by_hand")?;
-        compare(stage, before, &mut self.figures.by_hand)?;
+        let copy = stage.admin.with_database(BY_HAND);
+        tamper(stage, &copy, "by_hand")?;
+        compare(stage, before, &copy, &mut self.figures.by_hand)?;
         self.tell(&story::by_hand(&self.figures, &file))?;
         judge(&self.figures.by_hand)
     }
@@ -276,10 +255,14 @@ fn fingerprint(stage: &Stage, database: &Target) -> Result<Fingerprint> {
     Fingerprint::take(database, &stage.pg_dump, app.config.jobs, &app.cancel)
 }
 
-fn compare(stage: &Stage, before: &Fingerprint, restored: &mut story::Restored) -> Result<()> {
+fn compare(
+    stage: &Stage,
+    before: &Fingerprint,
+    found: &Target,
+    restored: &mut story::Restored,
+) -> Result<()> {
     let started = Instant::now();
-    let after = fingerprint(stage, &stage.admin.with_database(&restored.database))?;
-    restored.differences = before.differences(&after);
+    restored.differences = before.differences(&fingerprint(stage, found)?);
     restored.compare_seconds = seconds(started);
     Ok(())
 }
@@ -330,23 +313,20 @@ fn pipe(stage: &Stage, file: &Path) -> Result<()> {
 }
 
 /// Tests change something between a restore and its comparison: `PGARK_DEMO_TAMPER` is
-/// `restored` or `by_hand`, a blank, and SQL.
+/// `restored`, `by_hand` or `recovered`, a blank, and SQL.
 #[cfg(debug_assertions)]
-fn tamper(stage: &Stage, database: &str, step: &str) -> Result<()> {
+fn tamper(stage: &Stage, database: &Target, step: &str) -> Result<()> {
     let wanted = std::env::var("PGARK_DEMO_TAMPER").unwrap_or_default();
     match wanted.split_once(' ') {
-        Some((at, sql)) if at == step => {
-            let target = stage.admin.with_database(database);
-            Session::open(&target, &stage.app.cancel)?
-                .client
-                .execute(sql)
-        }
+        Some((at, sql)) if at == step => Session::open(database, &stage.app.cancel)?
+            .client
+            .execute(sql),
         _ => Ok(()),
     }
 }
 
 #[cfg(not(debug_assertions))]
 #[allow(clippy::unnecessary_wraps, reason = "as the other")]
-fn tamper(_: &Stage, _: &str, _: &str) -> Result<()> {
+fn tamper(_: &Stage, _: &Target, _: &str) -> Result<()> {
     Ok(())
 }

@@ -19,6 +19,31 @@ use crate::store::Store;
 use crate::units::{BackupKind, ByteSize};
 
 pub(super) fn restore(app: &App, verb: &Restore, dir: &Path, global: &Global) -> Result<()> {
+    find(app, verb, global, |work| work.run(app, verb, dir, global))
+}
+
+/// The same as a step of something greater: nothing is said, nothing is started.
+pub(super) fn restore_silently(
+    app: &App,
+    verb: &Restore,
+    dir: &Path,
+    global: &Global,
+) -> Result<()> {
+    find(app, verb, global, |work| {
+        work.planned(app, verb, dir, |plan, _| {
+            let progress = app.progress();
+            plan.run(app.config.jobs, &progress, &app.cancel).map(drop)
+        })
+    })
+}
+
+/// Finds what is to be restored, and where it lies.
+fn find<T>(
+    app: &App,
+    verb: &Restore,
+    global: &Global,
+    then: impl FnOnce(Work<'_>) -> Result<T>,
+) -> Result<T> {
     let Some(target) = moment::target(verb)? else {
         let (store, catalog, entry) = locate(app, verb, global)?;
         let work = Work {
@@ -28,7 +53,7 @@ pub(super) fn restore(app: &App, verb: &Restore, dir: &Path, global: &Global) ->
             recovery: None,
             summary: None,
         };
-        return work.run(app, verb, dir, global);
+        return then(work);
     };
     let mut refused: Option<Error> = None;
     for world in moment::worlds(app, global) {
@@ -55,7 +80,7 @@ pub(super) fn restore(app: &App, verb: &Restore, dir: &Path, global: &Global) ->
             summary: Some(moment::summary(&found, verb)),
             recovery: Some(moment::recovery(app, world, found, (verb, global))?),
         };
-        return work.run(app, verb, dir, global);
+        return then(work);
     }
     Err(refused.unwrap_or_else(|| Error::usage("there is no store")))
 }
@@ -70,7 +95,14 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn run(self, app: &App, verb: &Restore, dir: &Path, global: &Global) -> Result<()> {
+    /// Plans, and holds what is read against a prune meanwhile.
+    fn planned<T>(
+        self,
+        app: &App,
+        verb: &Restore,
+        dir: &Path,
+        then: impl FnOnce(&Plan<'_>, Option<&Summary>) -> Result<T>,
+    ) -> Result<T> {
         let data_dir = std::path::absolute(dir)?;
         let entry = self.entry;
         let chain = chain(&self.catalog.entries, entry)?;
@@ -89,39 +121,49 @@ impl Work<'_> {
             identities,
             recovery: self.recovery,
         })?;
-        let summary = self.summary.as_ref();
-        if verb.dry_run {
-            return dry_run(&plan, entry, summary, global);
-        }
-        if !global.quiet {
-            note(&format!(
-                "restoring {} into {}",
-                entry.id,
-                plan.data_dir.display()
-            ));
-        }
-        let progress = app.progress();
-        let reporter = Reporter::start("restore", std::sync::Arc::clone(&progress), global.quiet);
-        let result = plan.run(app.config.jobs, &progress, &app.cancel);
-        drop(reporter);
-        let restored = result.map_err(|error| app.cancel.check().err().unwrap_or(error))?;
-        say(&plan, &restored);
-        report(&plan, entry, summary, &restored, global)?;
-        if verb.start {
-            let version = entry
-                .manifest
-                .as_ref()
-                .map_or(0, |one| one.server_version_num);
-            let started = started::start(&tools, version, &plan.data_dir, &app.cancel)?;
-            note(&format!(
-                "the server has recovered and runs: port {}, socket in {}, log {}",
-                started.port,
-                started.socket_dir,
-                started.log.display()
-            ));
-        }
-        Ok(())
+        then(&plan, self.summary.as_ref())
     }
+
+    fn run(self, app: &App, verb: &Restore, dir: &Path, global: &Global) -> Result<()> {
+        let entry = self.entry;
+        self.planned(app, verb, dir, |plan, summary| {
+            if verb.dry_run {
+                return dry_run(plan, entry, summary, global);
+            }
+            if !global.quiet {
+                note(&format!(
+                    "restoring {} into {}",
+                    entry.id,
+                    plan.data_dir.display()
+                ));
+            }
+            let progress = app.progress();
+            let reporter =
+                Reporter::start("restore", std::sync::Arc::clone(&progress), global.quiet);
+            let result = plan.run(app.config.jobs, &progress, &app.cancel);
+            drop(reporter);
+            let restored = result.map_err(|error| app.cancel.check().err().unwrap_or(error))?;
+            say(plan, &restored);
+            report(plan, entry, summary, &restored, global)?;
+            if verb.start {
+                start(app, entry, plan)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn start(app: &App, entry: &Entry, plan: &Plan<'_>) -> Result<()> {
+    let manifest = entry.manifest.as_ref();
+    let version = manifest.map_or(0, |one| one.server_version_num);
+    let started = started::start(&app.tools(), version, &plan.data_dir, &app.cancel)?;
+    note(&format!(
+        "the server has recovered and runs: port {}, socket in {}, log {}",
+        started.port,
+        started.socket_dir,
+        started.log.display()
+    ));
+    Ok(())
 }
 
 /// What somebody who starts the copy has to know.

@@ -38,6 +38,18 @@ pub(super) fn stream(apps: &[App], cancel: &Token) -> Result<()> {
             note(&format!("{whose}{text}"));
         }
     };
+    let _hook = cancel.on_cancel(|| {
+        std::thread::spawn(|| {
+            std::thread::sleep(END_MAX);
+            note("warning: a store did not take the last WAL in time; the slot holds it");
+            std::process::exit(0);
+        });
+    });
+    stream_of(app, cancel, &say)
+}
+
+/// Streams the WAL of a cluster until `cancel`.
+pub(super) fn stream_of(app: &App, cancel: &Token, say: &(dyn Fn(&str) + Sync)) -> Result<()> {
     let store = |name: Option<&str>| app.store_within(name, Some(STORE_DEADLINE));
     let first = store(None)?;
     let others: Result<Vec<Box<dyn Store>>> = app
@@ -51,13 +63,6 @@ pub(super) fn stream(apps: &[App], cancel: &Token) -> Result<()> {
         Place::S3(_) => None,
     };
     let first_dir = stores.first().and_then(|store| dir_of(&store.place));
-    let _hook = cancel.on_cancel(|| {
-        std::thread::spawn(|| {
-            std::thread::sleep(END_MAX);
-            note("warning: a store did not take the last WAL in time; the slot holds it");
-            std::process::exit(0);
-        });
-    });
     wal::run(&Stream {
         options: options(app)?,
         dir: &app.config.dir,
@@ -73,7 +78,7 @@ pub(super) fn stream(apps: &[App], cancel: &Token) -> Result<()> {
         sql_target: &|| app.pin(&[]),
         cancel,
         stores_cancel: &app.cancel,
-        say: &say,
+        say,
     })
 }
 

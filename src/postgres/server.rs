@@ -1,4 +1,4 @@
-//! A throwaway PostgreSQL server, for `pgark demo` and later for drills.
+//! A throwaway PostgreSQL server, empty or on a restored data directory: for `pgark demo`, and later for drills.
 //!
 //! Invariants: it listens on a Unix socket in a private directory and on no TCP port; it
 //! never runs as root; dropping it stops the server and removes the directory. When pgark
@@ -32,6 +32,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 const SOCKET_PATH_LEN_MAX: usize = 100;
 const PORT: u16 = 5432;
 const SUPERUSER: &str = "postgres";
+/// The data directory in the private one.
+const DATA: &str = "data";
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A running server of its own. Dropped, it is stopped and its directory removed.
@@ -58,6 +60,39 @@ impl Throwaway {
     /// # Errors
     /// As [`Throwaway::start`].
     pub fn start_with(bin_dir: &Path, dir: &Path, settings: &[(&str, &str)]) -> Result<Throwaway> {
+        Self::on(bin_dir, dir, settings, START_LIMIT, init_cluster)
+    }
+
+    /// A server on the data directory that `restore` makes at the path that it is given, whose parent belongs to
+    /// the server's user. It is up when its recovery is over, for which it has `limit`.
+    ///
+    /// # Errors
+    /// As [`Throwaway::start`], and those of `restore`.
+    pub fn start_on(
+        bin_dir: &Path,
+        dir: &Path,
+        settings: &[(&str, &str)],
+        limit: Duration,
+        restore: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Throwaway> {
+        // It lets nobody in before, and needs no more connections and locks than it is given here.
+        let settings: Vec<_> = settings
+            .iter()
+            .copied()
+            .chain([("hot_standby", "off")])
+            .collect();
+        Self::on(bin_dir, dir, &settings, limit, |_, private, _| {
+            restore(&private.join(DATA))
+        })
+    }
+
+    fn on(
+        bin_dir: &Path,
+        dir: &Path,
+        settings: &[(&str, &str)],
+        limit: Duration,
+        make: impl FnOnce(&Path, &Path, Option<Account>) -> Result<()>,
+    ) -> Result<Throwaway> {
         let bin_dir = bin_dir.canonicalize().map_err(|error| {
             Error::failed(format!("{} cannot be used: {error}", bin_dir.display()))
                 .hint("install the server (Debian: apt-get install postgresql) or set PGARK_PG_BIN")
@@ -70,14 +105,14 @@ impl Throwaway {
             stop: None,
             keeper: None,
         };
-        init_cluster(&bin_dir, &server.private, account)?;
+        make(&bin_dir, &server.private, account)?;
         let command = server_command(&bin_dir, &server.private, account, settings)?;
         let (stop, stopped) = bounded(0);
         let (report, ready) = bounded(1);
         let socket = server.socket_path();
         server.stop = Some(stop);
         server.keeper = Some(std::thread::spawn(move || {
-            keep(command, &socket, &report, &stopped);
+            keep(command, (&socket, limit), &report, &stopped);
         }));
         match ready.recv() {
             Ok(Ok(())) => Ok(server),
@@ -242,7 +277,7 @@ fn init_cluster(bin_dir: &Path, private: &Path, account: Option<Account>) -> Res
     let mut command = command_in(&bin_dir.join("initdb"), private, account);
     command
         .arg("-D")
-        .arg(private.join("data"))
+        .arg(private.join(DATA))
         .args([
             "-U",
             SUPERUSER,
@@ -290,7 +325,7 @@ fn server_command(
     };
     command
         .arg("-D")
-        .arg(private.join("data"))
+        .arg(private.join(DATA))
         .arg("-k")
         .arg(private);
     let own = [
@@ -340,7 +375,12 @@ fn parent_death_wrapper(
 
 /// Runs the server for as long as `stop` has a sender. One thread does it all, because the
 /// parent-death signal fires when the *thread* that forked ends.
-fn keep(mut command: Command, socket: &Path, report: &Sender<Result<()>>, stop: &Receiver<()>) {
+fn keep(
+    mut command: Command,
+    (socket, limit): (&Path, Duration),
+    report: &Sender<Result<()>>,
+    stop: &Receiver<()>,
+) {
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -349,7 +389,7 @@ fn keep(mut command: Command, socket: &Path, report: &Sender<Result<()>>, stop: 
             return;
         }
     };
-    let outcome = await_ready(&mut child, socket);
+    let outcome = await_ready(&mut child, socket, limit);
     let ready = outcome.is_ok();
     if !ready {
         end_server(&mut child);
@@ -361,8 +401,8 @@ fn keep(mut command: Command, socket: &Path, report: &Sender<Result<()>>, stop: 
     }
 }
 
-fn await_ready(child: &mut ServerChild, socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + START_LIMIT;
+fn await_ready(child: &mut ServerChild, socket: &Path, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         if let Some(status) = child.try_wait()? {
             return Err(Error::failed(format!(
@@ -376,7 +416,7 @@ fn await_ready(child: &mut ServerChild, socket: &Path) -> Result<()> {
     }
     Err(Error::failed(format!(
         "the throwaway server did not accept connections within {} s",
-        START_LIMIT.as_secs()
+        limit.as_secs()
     )))
 }
 

@@ -77,7 +77,11 @@ pub fn run(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> (Done
     (done, verdict)
 }
 
-fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<Manifest> {
+/// Takes the backup alone.
+///
+/// # Errors
+/// What kept it from being taken.
+pub fn take(app: &App, store: &dyn Store, wanted: &Wanted<'_>, how: How) -> Result<Manifest> {
     let target = app.pin_when_ready(&[], wanted.say)?;
     let warnings = target.warnings().iter();
     warnings.for_each(|warning| (wanted.say)(&format!("warning: {warning}")));

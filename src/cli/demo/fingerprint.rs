@@ -4,6 +4,8 @@
 //! the server. Invariant: two fingerprints are equal only if schema, rows (in any order),
 //! sequences, large objects and the database's own properties are, but for collisions of
 //! a 64-bit hash.
+//!
+//! What a physical backup cannot bring back, the rows of unlogged tables, is left out on request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -25,7 +27,7 @@ const SETTINGS: &str = "SET search_path = pg_catalog; SET row_security = off; SE
      SET DateStyle = ISO; SET IntervalStyle = postgres; SET TimeZone = 'UTC'";
 /// Name and query of each relation with rows. The sum of hashes does not depend on the order; of
 /// `ONLY` and an alias that no column bears, see the row type's text.
-const RELATIONS: &str = r#"SELECT format('%s %I.%I', CASE relkind WHEN 'm' THEN 'materialised view' ELSE 'table' END, nspname, relname),
+const RELATIONS: &str = r#"SELECT format('%s %I.%I', CASE WHEN relkind = 'm' THEN 'materialised view' WHEN relpersistence = 'u' THEN 'unlogged table' ELSE 'table' END, nspname, relname),
     format('SELECT count(*), coalesce(sum(hashtextextended(("the row".*)::text COLLATE "C", 0)), 0) FROM ONLY %I.%I AS "the row"', nspname, relname)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE relkind IN ('r', 'm') AND relispopulated AND nspname !~ '^pg_|^information_schema$' ORDER BY pg_relation_size(c.oid) DESC"#;
@@ -39,6 +41,9 @@ const PROPERTIES: &str = "SELECT 'database', datdba::regrole, pg_encoding_to_cha
     coalesce(shobj_description(oid, 'pg_database'), ''), coalesce((SELECT string_agg(item::text, ' ' ORDER BY item::text) FROM unnest(datacl) item), ''), \
     coalesce((SELECT string_agg(setrole || ':' || item, ' ' ORDER BY setrole, item) FROM pg_db_role_setting, unnest(setconfig) item WHERE setdatabase = d.oid), '') \
     FROM pg_database d WHERE datname = current_database()";
+
+/// How the name of a table begins whose rows are in no WAL.
+const UNLOGGED: &str = "unlogged table ";
 
 /// One database at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -77,6 +82,12 @@ impl Fingerprint {
             fingerprint.counts.schema_lines = fingerprint.schema.lines().count();
             Ok(fingerprint)
         })
+    }
+
+    /// Without the rows of unlogged tables: after a crash they are gone, and so after a recovery.
+    pub(super) fn of_what_is_logged(mut self) -> Fingerprint {
+        self.facts.retain(|name, _| !name.starts_with(UNLOGGED));
+        self
     }
 
     /// What `found` has otherwise, each difference a line for people; none: equal.
@@ -228,6 +239,18 @@ mod tests {
             before.differences(&other),
             ["schema lost: a integer", "schema gained: a bigint"]
         );
+    }
+
+    #[test]
+    fn rows_of_unlogged_tables_are_left_out_on_request_alone() {
+        let mut with = sample();
+        let fact = ("unlogged table u".to_owned(), "9 rows".to_owned());
+        with.facts.extend([fact]);
+        assert_eq!(
+            sample().differences(&with),
+            ["unlogged table u was not there"]
+        );
+        assert!(sample().differences(&with.of_what_is_logged()).is_empty());
     }
 
     #[test]

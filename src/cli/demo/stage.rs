@@ -7,6 +7,7 @@
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::app::App;
 use crate::cancel::Token;
@@ -17,15 +18,15 @@ use crate::postgres::tools::{Program, Tools};
 use crate::postgres::{Client, Target};
 use crate::units::{ByteSize, stamp};
 
-/// Free space at scale 100: two databases, their WAL, and the backup.
-const SPACE_BYTES: u64 = 900 << 20;
+/// Free space at scale 100: two databases, their WAL, the backups, and a second server.
+const SPACE_BYTES: u64 = 1500 << 20;
+/// How long a restored server may take to recover.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(600);
 /// A server that is thrown away need not survive a power cut.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("fsync", "off"),
     ("synchronous_commit", "off"),
     ("full_page_writes", "off"),
-    ("wal_level", "minimal"),
-    ("max_wal_senders", "0"),
     ("max_wal_size", "512MB"),
     ("maintenance_work_mem", "64MB"),
     ("autovacuum", "off"),
@@ -39,6 +40,8 @@ pub(super) struct Stage {
     pub pg_dump: Program,
     pub psql: Program,
     pub server_version: String,
+    postgres: Program,
+    programs: Option<PathBuf>,
     server: Throwaway,
     pub folder: Folder,
 }
@@ -82,6 +85,8 @@ impl Stage {
             admin,
             pg_dump,
             psql,
+            postgres,
+            programs: setting,
             server,
             folder,
         })
@@ -90,6 +95,26 @@ impl Stage {
     /// The directory of the server's socket.
     pub(super) fn socket_dir(&self) -> &Path {
         self.server.socket_dir()
+    }
+
+    /// A second server, on the data directory that `restore` makes.
+    ///
+    /// # Errors
+    /// Those of `restore`, and `Failed` when the server does not start.
+    pub(super) fn second_server(
+        &self,
+        restore: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<(Throwaway, Target)> {
+        let bin = self.postgres.path.parent().unwrap_or(Path::new("/"));
+        let place = std::env::temp_dir();
+        let server = Throwaway::start_on(bin, &place, &SETTINGS, RECOVERY_LIMIT, restore)?;
+        let environment = environment(&server, self.programs.as_deref());
+        let flags = Flags {
+            dir: Some(self.folder.path.clone()),
+            ..Flags::default()
+        };
+        let target = App::new(&flags, &environment, &self.app.cancel)?.pin(&[])?;
+        Ok((server, target))
     }
 
     /// One statement in the database `postgres`.

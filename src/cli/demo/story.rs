@@ -24,9 +24,15 @@ pub(super) struct Figures {
     pub backup: Backup,
     pub verify_seconds: f64,
     pub verified: String,
+    pub base: Base,
+    pub afternoon_seconds: f64,
+    /// The second before the disaster.
+    pub moment: String,
     pub disaster_differences: usize,
     pub restored: Restored,
     pub by_hand: Restored,
+    /// The cluster at that moment.
+    pub recovered: Restored,
     pub total_seconds: f64,
     /// Where the backups are, if they were kept.
     pub kept: Option<String>,
@@ -41,6 +47,14 @@ pub(super) struct Backup {
     pub frames: u64,
     /// The globals' file.
     pub globals: String,
+    pub seconds: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Base {
+    pub id: String,
+    pub bytes: u64,
+    pub codec: String,
     pub seconds: f64,
 }
 
@@ -108,8 +122,27 @@ pub(super) fn verify(figures: &Figures) -> String {
         )
 }
 
+pub(super) fn base(figures: &Figures) -> String {
+    let base = &figures.base;
+    head(3, "Base backup, and WAL from now on", base.seconds)
+        + &format!(
+            "   $ WAL_STREAMING=on pgark serve\n   $ pgark backup --base\n   {}   {} of tar archives ({}); every change after it is streamed into wal/.\n",
+            base.id,
+            ByteSize(base.bytes),
+            base.codec
+        )
+}
+
+pub(super) fn afternoon(transactions: u32, figures: &Figures) -> String {
+    head(4, "An afternoon of orders", figures.afternoon_seconds)
+        + &format!(
+            "   {transactions} transactions that no dump has. A second fingerprint is kept: {}.\n",
+            figures.moment
+        )
+}
+
 pub(super) fn disaster(statements: &[&str], figures: &Figures, seconds: f64) -> String {
-    let mut text = head(3, "Disaster", seconds);
+    let mut text = head(5, "Disaster", seconds);
     for statement in statements {
         let _ = writeln!(text, "   {}=# {statement};", super::sample::DATABASE);
     }
@@ -119,7 +152,7 @@ pub(super) fn disaster(statements: &[&str], figures: &Figures, seconds: f64) -> 
 
 pub(super) fn restore(figures: &Figures) -> String {
     let restored = &figures.restored;
-    head(4, "Restore", restored.seconds)
+    head(6, "Restore", restored.seconds)
         + &format!(
             "   $ pgark restore latest\n   Into the new database {}, over {};\n   the damaged one is not touched.\n",
             restored.database,
@@ -128,17 +161,27 @@ pub(super) fn restore(figures: &Figures) -> String {
 }
 
 pub(super) fn comparison(figures: &Figures) -> String {
-    head(5, "Comparison", figures.restored.compare_seconds) + &verdict(figures, &figures.restored)
+    head(7, "Comparison", figures.restored.compare_seconds) + &verdict(figures, &figures.restored)
 }
 
 pub(super) fn by_hand(figures: &Figures, file: &str) -> String {
     let by_hand = &figures.by_hand;
-    head(6, "The same without pgark", by_hand.seconds)
+    head(8, "The same without pgark", by_hand.seconds)
         + &format!(
             "   $ createdb -T template0 {}\n   $ gunzip -c {file} | psql -X -d {}\n",
             by_hand.database, by_hand.database
         )
         + &verdict(figures, by_hand)
+}
+
+pub(super) fn second_before(figures: &Figures) -> String {
+    let recovered = &figures.recovered;
+    head(9, "The second before", recovered.seconds)
+        + &format!(
+            "   $ pgark restore --data-dir DIR --at {} --start\n   A second server, from the base backup and the WAL: the afternoon is there, the disaster is not.\n",
+            figures.moment
+        )
+        + &verdict(figures, recovered)
 }
 
 fn verdict(figures: &Figures, restored: &Restored) -> String {
@@ -186,7 +229,7 @@ pub(super) fn ending(figures: &Figures) -> String {
         None => "Nothing is left behind".to_owned(),
     };
     format!(
-        "\nAll of it came back, both ways. {left}. {:.1} s in all.\n",
+        "\nAll of it came back: the backup both ways, and the second before. {left}. {:.1} s in all.\n",
         figures.total_seconds
     )
 }
