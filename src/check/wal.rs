@@ -1,5 +1,5 @@
 //! What base backups and WAL streaming need beside what dumps do. Looked at where either is asked
-//! for.
+//! for; where neither is, only for the slot that streaming left behind.
 //!
 //! Invariant: nothing is changed on the server; no slot is made to see whether one could be.
 
@@ -27,6 +27,8 @@ const INCREMENTAL: u32 = 170_000;
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct Wanted {
+    /// Whether base backups are, scheduled or with WAL.
+    pub base: bool,
     /// Whether WAL is received all the time.
     pub streaming: bool,
     /// Whether incremental base backups are scheduled.
@@ -54,6 +56,12 @@ pub fn look(client: &mut Client, wanted: &Wanted, cancel: &Token) -> Result<Vec<
         .first()
         .ok_or_else(|| Error::failed("the server does not know the role that is connected"))?;
     let slot = slot(client, wanted)?;
+    if !wanted.base {
+        return Ok(slot
+            .and_then(|slot| left_behind(&slot, wanted))
+            .into_iter()
+            .collect());
+    }
     let mut findings = Vec::new();
     let minimal = row.str(0)? == "minimal";
     if minimal {
@@ -78,6 +86,8 @@ pub fn look(client: &mut Client, wanted: &Wanted, cancel: &Token) -> Result<Vec<
     if wanted.streaming {
         findings.extend(keep_size(row.get(7)?, wanted));
         findings.extend(slot.as_ref().and_then(|slot| state(slot, wanted)));
+    } else {
+        findings.extend(slot.as_ref().and_then(|slot| left_behind(slot, wanted)));
     }
     let size = SegmentSize::parse(row.str(8)?)?;
     let fact = format!("WAL segments of {}", ByteSize(size.bytes()));
@@ -92,7 +102,7 @@ fn slot(client: &mut Client, wanted: &Wanted) -> Result<Option<Slot>> {
          FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = '{}'",
         wanted.slot_name
     ))?;
-    let Some(row) = rows.first().filter(|_| wanted.streaming) else {
+    let Some(row) = rows.first() else {
         return Ok(None);
     };
     Ok(Some(Slot {
@@ -246,6 +256,19 @@ fn keep_size(megabytes: i64, wanted: &Wanted) -> Option<Finding> {
     Some(reload(finding, statement))
 }
 
+/// Nobody streams any more, and the slot holds WAL for ever.
+fn left_behind(slot: &Slot, wanted: &Wanted) -> Option<Finding> {
+    if slot.active || !slot.physical {
+        return None;
+    }
+    let name = &wanted.slot_name;
+    let fact = format!(
+        "WAL_STREAMING is off, and the slot {name} holds WAL back until the server's disk is full"
+    );
+    let sql = format!("SELECT pg_catalog.pg_drop_replication_slot('{name}');");
+    Some(Finding::new(Level::Fail, "slot", SUBJECT, fact).sql("postgres", sql))
+}
+
 fn state(slot: &Slot, wanted: &Wanted) -> Option<Finding> {
     let name = &wanted.slot_name;
     let finding = |level, fact: String| Finding::new(level, "slot", SUBJECT, fact);
@@ -279,6 +302,7 @@ mod tests {
 
     fn wanted(slot_policy: SlotPolicy, slot_limit_bytes: u64) -> Wanted {
         Wanted {
+            base: true,
             streaming: true,
             incremental: false,
             slot_name: "pgark".to_owned(),

@@ -96,11 +96,9 @@ fn of_server(app: &App) -> Result<(Vec<Finding>, Seen)> {
     findings.extend(found);
     let fixed = app.config.program_dir.is_some();
     findings.extend(server::programs(&app.tools(), facts.version_num, fixed));
-    if let Some(wanted) = of_wal(app) {
-        match wal::look(&mut client, &wanted, &app.cancel) {
-            Ok(found) => findings.extend(found),
-            Err(error) => findings.push(server::refused("server", &error, &target)),
-        }
+    match wal::look(&mut client, &of_wal(app), &app.cancel) {
+        Ok(found) => findings.extend(found),
+        Err(error) => findings.push(server::refused("server", &error, &target)),
     }
     let pinned = client.pinned();
     // Not one of those that a database's limit counts.
@@ -109,18 +107,18 @@ fn of_server(app: &App) -> Result<(Vec<Finding>, Seen)> {
     Ok((findings, seen))
 }
 
-/// What of WAL and base backups is asked for; none: neither is.
-fn of_wal(app: &App) -> Option<wal::Wanted> {
+/// What of WAL and base backups is asked for.
+fn of_wal(app: &App) -> wal::Wanted {
     let (service, wal) = (&app.config.service, &app.config.wal);
     let incremental = service.base_incremental_schedule.is_some();
-    let any = wal.streaming || incremental || service.base_schedule.is_some();
-    any.then(|| wal::Wanted {
+    wal::Wanted {
+        base: wal.streaming || incremental || service.base_schedule.is_some(),
         streaming: wal.streaming,
         incremental,
         slot_name: wal.slot_name.clone(),
         slot_policy: wal.slot_policy,
         slot_limit_bytes: wal.slot_limit_bytes,
-    })
+    }
 }
 
 fn of_databases(

@@ -111,7 +111,7 @@ impl Play {
         let last = self.stream_through(stage, store.as_ref(), &shop, &before)?;
         self.restore(stage, store.as_ref(), &entry, &before)?;
         self.by_hand(stage, &entry, &before)?;
-        self.second_before(stage, &last)
+        self.second_before(stage, last)
     }
 
     fn sample(&mut self, stage: &Stage) -> Result<(Target, Fingerprint)> {

@@ -14,6 +14,7 @@ use crate::catalog::list::{self, Entry, State};
 use crate::config::{Among, Databases, Environment, Flags};
 use crate::error::{Error, Result};
 use crate::postgres::replication::Replication;
+use crate::restore::wal::archive::{Archive, Candidate};
 use crate::schedule::Schedule;
 use crate::service::crontab;
 use crate::service::health::{Health, Kept};
@@ -26,7 +27,6 @@ use crate::service::supervisor::{Plan, Supervisor};
 use crate::status::Promised;
 use crate::store::Store;
 use crate::store::local::LocalStore;
-use crate::units::BackupKind;
 
 pub(super) fn serve(apps: Vec<App>, environment: &Environment, flags: &Flags) -> Result<()> {
     let Some(first) = apps.first() else {
@@ -195,18 +195,28 @@ fn lanes(app: &Arc<App>, schedule: Schedule, bases: Promised, turns: &Turns) -> 
     Ok(lanes)
 }
 
-/// Whether the store has no good base backup of the cluster that answers now: one of before a
-/// `pg_upgrade` is none.
+/// Whether the store has no good base backup of the cluster that answers now (one of before a
+/// `pg_upgrade` is none), or none from which its WAL goes on: after a gap one is owed, whoever has
+/// been restarted since, and before the first WAL too.
 fn lacks_base(app: &App) -> Result<bool> {
     let target = app.pin(&[])?;
-    let system = Replication::connect(&target)?.identify()?.id.to_string();
-    let catalog = list::load(app.store(None)?.as_ref())?;
+    let system = Replication::connect(&target)?.identify()?.id;
+    let store = app.store(None)?;
+    let catalog = list::load(store.as_ref())?;
     let ours = |entry: &Entry| {
-        let manifest = entry.manifest.as_ref();
-        let id = manifest.and_then(|manifest| manifest.system_identifier.as_ref());
-        entry.kind == BackupKind::Base && entry.good && id == Some(&system)
+        let base = Candidate::of(entry).filter(|_| entry.good);
+        base.is_some_and(|base| base.system() == Some(system))
     };
-    Ok(!catalog.entries.iter().any(ours))
+    if !catalog.entries.iter().any(ours) {
+        return Ok(true);
+    }
+    if !app.config.wal.streaming {
+        return Ok(false);
+    }
+    let archive = Archive::load(store.as_ref(), system)?;
+    let windows = archive.windows(&catalog.entries);
+    let gap = windows.last().is_none_or(|last| last.missing.is_some());
+    Ok(gap || archive.wal.is_empty())
 }
 
 fn supervisor(

@@ -6,15 +6,13 @@ use super::args::{Global, Prune, Status};
 use super::clusters::Out;
 use super::{note, print, render};
 use crate::app::App;
-use crate::catalog::list::Catalog;
 use crate::error::{Error, Kind, Result};
 use crate::prune::{Pruned, Verdict};
-use crate::restore::wal::moment::{Archive, Candidate};
+use crate::restore::wal::archive::windows_of;
 use crate::service::health;
 use crate::service::http;
 use crate::service::stores::{self, Behind};
-use crate::status::windows::{self, Known, Window, rpo};
-use crate::store::Store;
+use crate::status::windows::rpo;
 use crate::units::ByteSize;
 
 pub(super) fn replicate(app: &App, global: &Global, out: &mut Out<'_>) -> Result<()> {
@@ -160,36 +158,19 @@ pub(super) fn probe(apps: &[App]) -> Result<()> {
     print(&format!("{}\n", http::probe(address)?))
 }
 
-/// Of the newest cluster of which there is a base backup.
-fn windows(store: &dyn Store, catalog: &Catalog) -> Result<Vec<Window>> {
-    let mut systems = catalog
-        .entries
-        .iter()
-        .filter_map(|entry| Candidate::of(entry).and_then(|base| base.system()));
-    let Some(system) = systems.next() else {
-        return Ok(Vec::new());
-    };
-    let archive = Archive::load(store, system)?;
-    let known = Known {
-        wal: &archive.wal,
-        histories: &archive.histories,
-        reached: archive.reached,
-    };
-    Ok(windows::windows(&catalog.entries, &known))
-}
-
 pub(super) fn status(app: &App, verb: &Status, global: &Global, out: &mut Out<'_>) -> Result<()> {
     let (store, catalog) = app.catalog(global.store.as_deref())?;
+    let (now, promised) = (crate::clock::now(), app.base_schedules()?);
+    let windows = windows_of(store.as_ref(), &catalog)?;
     let status = health::judge(
         &app.databases()?,
         &app.config.dir,
         &catalog,
-        (&app.schedule()?, &app.base_schedules()?),
+        (&app.schedule()?, &promised),
+        health::wal_trouble(&promised, &windows, now),
     );
     let behind = Behind::all(&app.config.dir, &app.others());
     let (healthy, mut value) = health::to_json(&status, &behind);
-    let now = crate::clock::now();
-    let windows = windows(store.as_ref(), &catalog)?;
     if global.json {
         value["store"] = json!(store.name());
         value["windows"] = json!(windows);

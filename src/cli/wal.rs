@@ -45,11 +45,16 @@ pub(super) fn stream(apps: &[App], cancel: &Token) -> Result<()> {
             std::process::exit(0);
         });
     });
-    stream_of(app, cancel, &say)
+    stream_of(app, (cancel, &app.cancel), &say)
 }
 
-/// Streams the WAL of a cluster until `cancel`.
-pub(super) fn stream_of(app: &App, cancel: &Token, say: &(dyn Fn(&str) + Sync)) -> Result<()> {
+/// Streams the WAL of a cluster until the first token is cancelled, which cancels the second one for what the
+/// stores then still have to do.
+pub(super) fn stream_of(
+    app: &App,
+    (cancel, stores_cancel): (&Token, &Token),
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<()> {
     let store = |name: Option<&str>| app.store_within(name, Some(STORE_DEADLINE));
     let first = store(None)?;
     let others: Result<Vec<Box<dyn Store>>> = app
@@ -77,7 +82,7 @@ pub(super) fn stream_of(app: &App, cancel: &Token, say: &(dyn Fn(&str) + Sync)) 
         target: &|| app.target(),
         sql_target: &|| app.pin(&[]),
         cancel,
-        stores_cancel: &app.cancel,
+        stores_cancel,
         say,
     })
 }

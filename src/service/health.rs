@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::journal::{self, Line, Outcome, Work};
@@ -17,7 +17,9 @@ use crate::catalog::list::{self, Catalog};
 use crate::clock;
 use crate::config::Databases;
 use crate::error::Result;
+use crate::restore::wal::archive::windows_of;
 use crate::schedule::Schedule;
+use crate::status::windows::{self, Window};
 use crate::status::{self, Attempt, Bases, Promised, Status};
 use crate::store::{Object, Store};
 
@@ -25,6 +27,9 @@ use crate::store::{Object, Store};
 const FRESH: Duration = Duration::from_secs(10);
 /// The same of a store where a look costs requests, unless a run has ended since.
 const FRESH_FAR: Duration = Duration::from_secs(300);
+
+/// A stream is behind when nothing was received for so long: a bucket's note is renewed every minute.
+const WAL_LATE: SignedDuration = SignedDuration::from_mins(5);
 
 /// Opens a store.
 pub type Open = Box<dyn Fn() -> Result<Box<dyn Store>> + Send + Sync>;
@@ -51,6 +56,8 @@ pub struct Kept {
     /// Length of the journal.
     runs: u64,
     catalog: Catalog,
+    /// What is wrong with the WAL.
+    wal: Option<String>,
 }
 
 impl Health {
@@ -83,6 +90,13 @@ impl Health {
             if kept.at.is_none() || kept.seen != seen {
                 kept.catalog = list::load(store.as_ref())?;
             }
+            // As of the look: the answer that is kept must not make it late.
+            let windows = if self.bases.streaming {
+                windows_of(store.as_ref(), &kept.catalog)?
+            } else {
+                Vec::new()
+            };
+            kept.wal = wal_trouble(&self.bases, &windows, clock::now());
             kept.seen = seen;
             kept.runs = runs;
             kept.store = Some(store);
@@ -94,6 +108,7 @@ impl Health {
             &self.dir,
             catalog,
             (&self.schedule, &self.bases),
+            kept.wal.clone(),
         ))
     }
 
@@ -120,13 +135,21 @@ pub fn together(answers: Vec<(String, bool, Value)>) -> (bool, Value) {
     (healthy, json!({"healthy": healthy, "clusters": clusters}))
 }
 
-/// The status of a catalog and the journal beside it.
+/// What is wrong with WAL that is promised to be received all the time.
+#[must_use]
+pub fn wal_trouble(promised: &Promised, windows: &[Window], now: Timestamp) -> Option<String> {
+    let wanted = promised.streaming.then_some(windows)?;
+    windows::trouble(wanted, now, WAL_LATE)
+}
+
+/// The status of a catalog and the journal beside it; `wal`: what is wrong with the WAL.
 #[must_use]
 pub fn judge(
     databases: &Databases,
     dir: &std::path::Path,
     catalog: &Catalog,
     (schedule, promised): (&Schedule, &Promised),
+    wal: Option<String>,
 ) -> Status {
     let wanted = wanted_databases(databases, dir, catalog);
     let (now, lines) = (clock::now(), journal::read(dir));
@@ -138,7 +161,10 @@ pub fn judge(
     let full = last(&|line| line.work == Work::Base);
     let any = last(&Line::is_base);
     Status {
-        bases: status::bases(catalog, promised, (full, any), now),
+        bases: status::bases(catalog, promised, (full, any), now).map(|bases| Bases {
+            trouble: bases.trouble.or(wal),
+            ..bases
+        }),
         ..status::status(catalog, &wanted, schedule, dumps, now)
     }
 }

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::catalog::list::Entry;
-use crate::catalog::wal::{Held, Reached, WalArchive};
+use crate::catalog::wal::{Reached, WalArchive};
 use crate::units::{BackupId, BackupKind, Lsn, SegmentName, SystemId, Timeline, TimelineHistory};
 
 /// A row of moments without a gap.
@@ -72,6 +72,19 @@ pub fn rpo(windows: &[Window], now: Timestamp) -> Option<SignedDuration> {
     Some(now.duration_since(to).max(SignedDuration::ZERO))
 }
 
+/// What is wrong where WAL is received all the time: a window that ends before now.
+#[must_use]
+pub fn trouble(windows: &[Window], now: Timestamp, late: SignedDuration) -> Option<String> {
+    let last = windows.last()?;
+    if let Some(name) = last.missing {
+        return Some(format!(
+            "WAL has a gap: {name} is missing, and no base backup lies behind it"
+        ));
+    }
+    let to = last.to.filter(|to| now.duration_since(*to) > late)?;
+    Some(format!("no WAL was received since {to:.0}"))
+}
+
 struct Base<'a> {
     entry: &'a Entry,
     record: &'a crate::catalog::manifest::BaseRecord,
@@ -102,11 +115,10 @@ fn window(base: &Base<'_>, history: &TimelineHistory, known: &Known<'_>) -> Wind
         bases: 1,
         missing: reach.hole,
     };
-    let Some(last) = reach.last else {
+    if reach.last.is_none() {
         window.to_lsn = record.end_lsn;
         return window;
-    };
-    let held = known.wal.segment(last);
+    }
     let end = reach.whole_until.plus(record.wal_segment_bytes.bytes());
     let stream = known
         .reached
@@ -118,9 +130,8 @@ fn window(base: &Base<'_>, history: &TimelineHistory, known: &Known<'_>) -> Wind
         window.to_lsn = window.to_lsn.max(reached.lsn);
         window.to = Some(reached.time.max(finished));
     } else {
-        // Whoever archived it did so after all that is in it had happened; when that was is in the WAL.
-        let files = held.into_iter().flat_map(Held::files);
-        window.to = files.map(|one| one.object.modified).max();
+        // When it was archived is later than what is in it, by nobody knows how much.
+        window.to = None;
     }
     window
 }

@@ -114,10 +114,40 @@ fn a_window_goes_from_a_backup_to_the_first_gap() {
         (Lsn(6 * MIB16 + 500), None)
     );
     // The stream's own word goes for the last one only.
-    assert_eq!(two[0].to, Some(at("2025-01-22T20:00:00Z")));
+    assert_eq!(two[0].to, None, "when it was archived says nothing");
     assert_eq!(two[1].to, Some(at("2025-01-22T21:00:00Z")));
     let lost = rpo(&two, at("2025-01-22T21:00:05Z")).unwrap();
     assert_eq!(lost.as_secs(), 5);
+}
+
+#[test]
+fn a_window_that_ends_before_now_is_trouble() {
+    let late = |windows: &[Window], now| trouble(windows, at(now), SignedDuration::from_mins(5));
+    assert_eq!(
+        late(&[], "2025-01-22T21:00:00Z"),
+        None,
+        "the lack of a base is told elsewhere"
+    );
+    let bases = [base(3, 2 * MIB16 + 500)];
+    let reached = Some((4 * MIB16, "2025-01-22T21:00:00Z"));
+    let whole = found(&bases, &[2, 3], reached);
+    assert_eq!(late(&whole, "2025-01-22T21:04:00Z"), None);
+    let text = late(&whole, "2025-01-22T21:06:00Z").unwrap();
+    assert_eq!(text, "no WAL was received since 2025-01-22T21:00:00Z");
+    let hole = found(&bases, &[2, 4], Some((5 * MIB16, "2025-01-22T21:00:00Z")));
+    let text = late(&hole, "2025-01-22T21:00:00Z").unwrap();
+    assert!(
+        text.contains("000000010000000000000003 is missing"),
+        "{text}"
+    );
+    // Streaming that never began is as late as one that ended.
+    let alone = found(&bases, &[], None);
+    assert!(late(&alone, "2025-01-22T21:00:00Z").is_some());
+    // A standby's WAL bears no moment: nothing is said of it.
+    assert_eq!(
+        late(&found(&bases, &[2, 3], None), "2025-01-22T21:06:00Z"),
+        None
+    );
 }
 
 #[test]

@@ -166,3 +166,26 @@ fn a_slot_that_lost_wal_is_named_and_dropped_as_told() {
     let left = server.psql("postgres", "SELECT count(*) FROM pg_replication_slots");
     assert_eq!(left, "0");
 }
+
+#[test]
+fn a_slot_that_streaming_left_behind_is_named_and_dropped_as_told() {
+    let place = with_settings(15, "", None);
+    let server = &place.server;
+    server.psql("postgres", "ALTER ROLE \"back up\" REPLICATION");
+    let make = "SELECT pg_create_physical_replication_slot('pgark', true)";
+    server.psql("postgres", make);
+    let (findings, code) = place.check();
+    assert_eq!(code, 1, "{findings:#?}");
+    let slot = one(&findings, "slot");
+    assert_eq!(slot["level"], "fail", "{slot}");
+    assert!(
+        slot["fact"]
+            .as_str()
+            .unwrap()
+            .contains("WAL_STREAMING is off"),
+        "{slot}"
+    );
+    place.do_as_told(slot);
+    let (findings, code) = place.check();
+    assert_eq!(code, 0, "{findings:#?}");
+}

@@ -105,6 +105,74 @@ fn wal_streaming_is_kept_alive_and_ends_with_the_service() {
     assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
+/// A base backup from which no WAL goes on restores no moment but its own: another one is owed, also by a
+/// service that was started after the gap was made, and health says so until it is there.
+#[test]
+fn a_gap_behind_the_newest_base_backup_is_closed_by_another_one() {
+    let site = Site::new("gap");
+    let _turn = site.turn();
+    let serve = || {
+        let pgark = site.pgark(["serve"]).env("BACKUP_ON_START", "false");
+        pgark.env("WAL_STREAMING", "on")
+    };
+    let switch = || {
+        site.server
+            .psql("postgres", "CHECKPOINT; SELECT pg_switch_wal()")
+    };
+    site.pgark(["backup", "--base"]).run().assert_code(0);
+    switch();
+    // One of before the first WAL.
+    let service = Service::start(serve());
+    service.wait_for_log("base backup done");
+    assert_eq!(runs(&site, true), ["base manual ok", "base start ok"]);
+    let folder = site.dir.join("wal");
+    let folder = || {
+        std::fs::read_dir(&folder)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path()
+    };
+    let packed = || {
+        let names = std::fs::read_dir(folder()).unwrap();
+        let names = names.map(|name| name.unwrap().path());
+        let mut names: Vec<_> = names
+            .filter(|path| path.extension().is_some_and(|end| end == "zst"))
+            .collect();
+        names.sort();
+        names
+    };
+    let first = packed().len();
+    for more in 1..=3 {
+        site.server.psql(
+            "postgres",
+            "CREATE TABLE IF NOT EXISTS filler (n int); INSERT INTO filler VALUES (1)",
+        );
+        switch();
+        until("a segment more", || packed().len() >= first + more);
+    }
+    service.end("TERM", 143);
+    let again = Service::start(serve());
+    again.wait_for_log("no initial base backup: there is a good one");
+    again.end("TERM", 143);
+    // The next to last one is lost.
+    let names = packed();
+    std::fs::remove_file(&names[names.len() - 2]).unwrap();
+    let status = site
+        .pgark(["status", "--exit-code"])
+        .env("WAL_STREAMING", "on");
+    let status = status
+        .env("BACKUP_SCHEDULE", "@yearly")
+        .run()
+        .assert_code(1);
+    assert!(status.stdout.contains("WAL has a gap"), "{}", status.stdout);
+    let third = Service::start(serve());
+    third.wait_for_log("base backup done");
+    assert_eq!(runs(&site, true)[2..], ["base start ok"]);
+    third.end("TERM", 143);
+}
+
 #[test]
 fn a_schedule_of_base_backups_that_never_comes_is_refused() {
     let site = Site::new("never");

@@ -1,6 +1,6 @@
 //! Buckets and encrypted stores: pieces within the interval, and outages that lose nothing.
 
-use super::{Place, assert_same_wal, first_stored};
+use super::{Place, assert_same_wal, first_stored, lsn};
 use crate::second_store::with_bucket;
 use crate::support::garage::{ACCESS_KEY, BUCKET, Garage, REGION, SECRET_KEY};
 use crate::support::gate::Gate;
@@ -183,6 +183,59 @@ fn with_a_bucket_alone_only_what_it_holds_is_confirmed() {
         (from, place.confirmed().min(last)),
         1,
     );
+}
+
+#[test]
+fn a_new_connection_confirms_nothing_that_still_waits_for_the_bucket() {
+    let (place, garage, dir) = (Place::new(17), Garage::start(), TempDir::new());
+    let state = dir.join("state");
+    let gate = Gate::to(garage.port);
+    let alone = |pgark| {
+        quick(pgark, gate.port)
+            .env("BACKUP_DIR", "none")
+            .env("PGARK_STATE_DIR", &state)
+    };
+    let stream = place.stream_with(alone);
+    until("the slot", || place.confirmed() > 0);
+    place.write(1);
+    place.caught_up();
+    let from = first_stored(&fetched(&garage, &place, dir.path()));
+    gate.close();
+    // Several segments wait in memory, fewer than the backlog may have.
+    place.write(40);
+    let sent = "SELECT coalesce(max(sent_lsn), '0/0') FROM pg_stat_replication";
+    let end = place.lsn();
+    until("all of it to be sent", || lsn(&place.server, sent) >= end);
+    until("a warning", || place.said().contains("takes no WAL now"));
+    let confirmed = place.confirmed();
+    let sender = || {
+        let sql = "SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots";
+        place.server.psql("postgres", sql)
+    };
+    let before = sender();
+    let kill = format!("SELECT pg_terminate_backend({before})");
+    place.server.psql("postgres", &kill);
+    until("another connection", || {
+        ![&before, "0"].contains(&sender().as_str())
+    });
+    place.write(1);
+    let end = place.lsn();
+    until("all of it to be sent again", || {
+        lsn(&place.server, sent) >= end
+    });
+    // A status is sent every two seconds.
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(place.confirmed(), confirmed, "{}", place.said());
+    stream.signal("KILL");
+    stream.wait();
+    gate.open();
+    let stream = place.stream_with(alone);
+    let end = place.caught_up();
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    assert!(!place.said().contains("a gap"), "{}", place.said());
+    let folder = fetched(&garage, &place, dir.path());
+    assert_same_wal(&folder, &place.server, (from, end), 1);
 }
 
 /// A stream for recipients, and the key that opens what it stored.

@@ -8,13 +8,13 @@
 //! holds no less than a while before: a stream that catches up is left to it. What is in memory is
 //! stored first. A crash drops nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::tail::Tail;
 use super::{Options, Stream};
 use crate::config::SlotPolicy;
 use crate::error::{Error, Kind, Result};
-use crate::postgres::replication::{Replication, SlotName};
+use crate::postgres::replication::SlotName;
 use crate::postgres::{Client, Target};
 use crate::units::{ByteSize, Lsn};
 
@@ -34,6 +34,8 @@ pub struct SlotReport {
     pub safe_bytes: Option<u64>,
     /// Whether transactions wait for its stream (synchronous replication).
     pub synchronous: bool,
+    /// A slot of our name that decodes WAL for somebody else.
+    pub logical: bool,
 }
 
 /// What the server says of the slot; none: there is no such slot.
@@ -46,7 +48,7 @@ pub fn report(client: &mut Client, slot: &SlotName) -> Result<Option<SlotReport>
          pg_catalog.pg_wal_lsn_diff(CASE WHEN pg_catalog.pg_is_in_recovery() \
            THEN pg_catalog.pg_last_wal_receive_lsn() ELSE pg_catalog.pg_current_wal_lsn() END, \
            s.restart_lsn)::bigint, s.safe_wal_size, \
-         coalesce(r.sync_state IN ('sync', 'quorum'), false) \
+         coalesce(r.sync_state IN ('sync', 'quorum'), false), s.slot_type = 'logical' \
          FROM pg_catalog.pg_replication_slots s \
          LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid \
          WHERE s.slot_name = '{slot}'"
@@ -66,16 +68,24 @@ pub fn report(client: &mut Client, slot: &SlotName) -> Result<Option<SlotReport>
         retained_bytes: bytes(3).unwrap_or(0),
         safe_bytes: bytes(4),
         synchronous: row.opt_str(5) == Some("t"),
+        logical: row.opt_str(6) == Some("t"),
     }))
 }
 
-/// Drops the slot. False: there was none.
+/// Drops the slot. False: there was none. By SQL, so that it works where `pg_hba.conf` keeps replication out.
 ///
 /// # Errors
-/// `Busy` while somebody streams from it; the server's error.
+/// `Busy` while somebody streams from it; `Usage` when it is another's; the server's error.
 pub fn drop_slot(target: &Target, slot: &SlotName) -> Result<bool> {
-    let mut link = Replication::connect(target)?;
-    match link.drop_slot(slot) {
+    let mut client = Client::connect(target)?;
+    match report(&mut client, slot)? {
+        None => return Ok(false),
+        Some(seen) if seen.logical => return Err(is_logical(slot)),
+        Some(_) => {}
+    }
+    match client.execute(format!(
+        "SELECT pg_catalog.pg_drop_replication_slot('{slot}')"
+    )) {
         Ok(()) => Ok(true),
         Err(error) if error.is_sqlstate("42704") => Ok(false),
         Err(error) if error.is_sqlstate("55006") => Err(Error {
@@ -85,6 +95,14 @@ pub fn drop_slot(target: &Target, slot: &SlotName) -> Result<bool> {
         .hint("a stream uses it: stop `pgark serve` first, or set WAL_STREAMING=off")),
         Err(error) => Err(error),
     }
+}
+
+/// Nothing of it is touched.
+pub(super) fn is_logical(slot: &SlotName) -> Error {
+    Error::usage(format!(
+        "the slot {slot} is a logical one, of somebody else's"
+    ))
+    .hint("give pgark another name for its own: slot_name in the section [wal] of pgark.toml")
 }
 
 /// The guard's thread.
@@ -119,6 +137,31 @@ impl Guard<'_> {
                 return;
             }
         }
+    }
+
+    /// A judgement of its own, of a stream that has ended by itself: two looks, the second one only where the
+    /// first is over the limit.
+    pub(super) fn last_word(&self) -> Option<Error> {
+        let (mut client, mut before) = (None, None);
+        for look in 0..2 {
+            if let Ok(Some(seen)) = self.look(&mut client) {
+                self.judge(&seen, &mut before);
+            }
+            let over = before.is_some() && look == 0;
+            if !over || self.is_asked_to_end(INTERVAL) {
+                break;
+            }
+        }
+        self.tail.lock().verdict.take()
+    }
+
+    /// Waits so long; true: a signal came.
+    fn is_asked_to_end(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        while self.stream.cancel.check().is_ok() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.stream.cancel.check().is_err()
     }
 
     fn look(&self, client: &mut Option<Client>) -> Result<Option<SlotReport>> {

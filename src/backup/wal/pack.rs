@@ -240,6 +240,11 @@ impl Packer<'_> {
         if full.whole && state.timeline == Some(full.name.timeline()) {
             state.durable = state.durable.max(full.start.plus(full.bytes));
         }
+        // Of an older timeline, it held the newer one's position back.
+        let next = state.unstored();
+        if let Some(next) = next.or_else(|| state.open.as_ref().map(|open| open.start)) {
+            state.durable = state.durable.max(next);
+        }
         drop(state);
         self.tail.ring();
         Ok(())

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::catalog::layout::WalFile;
 use crate::catalog::wal::WalArchive;
 use crate::error::Result;
 use crate::units::{Lsn, SegmentName, SegmentSize, Timeline, TimelineHistory};
@@ -68,10 +69,34 @@ pub(super) fn begin(
     }
 }
 
-/// Whether the open file of a segment was filled: the next one is begun only after that.
+/// Whether the open file of a segment was filled: the next one is begun only after that, unless WAL in
+/// between is lost, and then the file ends with what came.
 fn is_complete(archive: &WalArchive, name: SegmentName, size: SegmentSize) -> bool {
-    let held = archive.segment(name);
-    held.is_some_and(|held| held.open.is_some()) && archive.segment(name.next(size)).is_some()
+    let open = archive.segment(name).and_then(|held| held.open.as_ref());
+    let long = open.is_some_and(|open| open.object.bytes == size.bytes());
+    long && archive.segment(name.next(size)).is_some()
+}
+
+/// A position before which every timeline is surely stored, its pieces looked at: a primary whose WAL
+/// ends before it was set back.
+///
+/// # Errors
+/// `Damage` for a name that no segment of this size has.
+pub(super) fn seen(archive: &WalArchive, size: SegmentSize) -> Result<Known> {
+    let mut seen = Known::new();
+    for (name, held) in archive.segments() {
+        let begin = name.start(size)?;
+        let last = held.pieces.iter().filter_map(|piece| match piece.file {
+            WalFile::Piece { offset, .. } if offset >= FIRST_PIECE_MIN => Some(offset + 1),
+            _ => None,
+        });
+        let at = match &held.whole {
+            Some(_) => size.bytes(),
+            None => last.max().unwrap_or(0),
+        };
+        seen.insert(name.timeline(), begin.plus(at));
+    }
+    Ok(seen)
 }
 
 /// What becomes of an open file that was found.

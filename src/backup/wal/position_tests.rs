@@ -26,7 +26,11 @@ fn place(number: u32, segment: u64) -> Place {
 fn archive(names: &[&str]) -> WalArchive {
     let object = |name: &&str| Object {
         key: Key::new(&format!("wal/7/{name}")).unwrap(),
-        bytes: 1,
+        bytes: if name.ends_with(".partial") {
+            SIZE.bytes()
+        } else {
+            1
+        },
         modified: Timestamp::UNIX_EPOCH,
         etag: None,
     };
@@ -88,6 +92,46 @@ fn an_open_file_is_whole_only_before_the_next_one() {
     let known = known(&archive, SIZE).unwrap();
     assert_eq!(known[&timeline(1)], at(5, 0));
     assert_eq!(known[&timeline(2)], at(5, 0));
+}
+
+#[test]
+fn an_open_file_that_ends_early_is_never_whole() {
+    let object = |name: &str, bytes| Object {
+        key: Key::new(&format!("wal/7/{name}")).unwrap(),
+        bytes,
+        modified: Timestamp::UNIX_EPOCH,
+        etag: None,
+    };
+    // WAL was lost behind it, and a slot began right with the next segment.
+    let objects = vec![
+        object("000000010000000000000002.partial", 4096),
+        object("000000010000000000000003.partial", SIZE.bytes()),
+    ];
+    let archive = WalArchive::of(SystemId(7), objects);
+    let fates: Vec<Fate> = settle(&archive, SIZE)
+        .into_iter()
+        .map(|(_, fate)| fate)
+        .collect();
+    assert_eq!(fates, [Fate::Close, Fate::Keep]);
+}
+
+#[test]
+fn what_is_surely_stored_is_whole_or_begins_a_piece() {
+    let found = |names: &[&str]| seen(&archive(names), SIZE).unwrap()[&timeline(1)];
+    assert_eq!(found(&["000000010000000000000002.zst"]), at(3, 0));
+    let pieces = [
+        "000000010000000000000002.zst",
+        "000000010000000000000003.partial.0000000007.zst",
+        "000000010000000000000003.partial.0000004096.zst",
+    ];
+    assert_eq!(found(&pieces), at(3, 4097));
+    assert_eq!(found(&pieces[..2]), at(3, 0), "it may hold anything");
+    let open = ["000000010000000000000003.partial"];
+    assert_eq!(
+        found(&open),
+        at(3, 0),
+        "an open file is compared as it comes again"
+    );
 }
 
 #[test]

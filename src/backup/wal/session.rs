@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::guard::report;
+use super::guard::{is_logical, report};
 use super::position::{self, Place};
 use super::spool::Taken;
 use super::stream::Life;
@@ -69,6 +69,11 @@ impl Session<'_, '_> {
             .hint("nothing of it was stored. Look where DB_HOST leads; if the cluster is a new one on purpose (pg_upgrade, initdb), start pgark again: its WAL gets a folder of its own"));
         }
         let history = self.histories(&mut link, system)?;
+        // A standby's clock and end say nothing of what its primary has committed.
+        let standby = link.parameter("in_hot_standby") == Some("on");
+        if !standby {
+            self.refuse_set_back(system)?;
+        }
         let restart = self.slot(&mut link)?;
         let size = self.life.shelf.size;
         if let Some(open) = self.life.tail.lock().open.as_ref() {
@@ -82,16 +87,16 @@ impl Session<'_, '_> {
             state.catch_up = system.flushed;
             state.moments.restart();
         }
-        // A standby's clock says nothing of what its primary has committed.
-        let clock = link.parameter("in_hot_standby") != Some("on");
-        let ended = self.stream(&mut link, begin, clock);
+        // Nor does the clock of one who sends an old timeline's end: its own commits are on the next.
+        let clock = !standby && begin.timeline == system.timeline;
+        let ended = self.stream(&mut link, begin, restart, clock);
         match ended {
             Err(error) if error.is_sqlstate("58P01") => {
                 self.pass_over(&mut link, begin, &history, &error)?;
                 Ok(End::Again)
             }
             // The slot was invalidated: it holds nothing any more.
-            Err(error) if error.is_sqlstate("55000") && !link.is_broken() => {
+            Err(error) if error.is_sqlstate("55000") && !link.is_broken() && self.is_lost()? => {
                 let slot = &self.life.stream.options.slot;
                 (self.life.stream.say)(&format!("warning: the slot {slot} is lost: {error}"));
                 link.drop_slot(slot)?;
@@ -99,6 +104,27 @@ impl Session<'_, '_> {
             }
             other => other,
         }
+    }
+
+    /// A primary's WAL ends behind all that it ever sent, or it is not what it was.
+    fn refuse_set_back(&self, system: System) -> Result<()> {
+        let life = &*self.life;
+        let seen = life.seen.get(&system.timeline).copied();
+        let state = life.tail.lock();
+        let durable = (state.timeline == Some(system.timeline)).then_some(state.durable);
+        match seen.max(durable) {
+            Some(stored) if system.flushed < stored => Err(set_back(system, stored)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the server says that the slot holds nothing any more.
+    fn is_lost(&self) -> Result<bool> {
+        let mut client = Client::connect(&(self.life.stream.sql_target)()?)?;
+        let seen = report(&mut client, &self.life.stream.options.slot)?;
+        Ok(seen.is_some_and(|seen| {
+            seen.restart.is_none() || seen.wal_status.as_deref() == Some("lost")
+        }))
     }
 
     fn is_over(&self) -> bool {
@@ -158,16 +184,19 @@ impl Session<'_, '_> {
 
     fn read_slot(&self, link: &mut Replication) -> Result<Option<SlotState>> {
         let name = &self.life.stream.options.slot;
-        match link.read_slot(name) {
-            // Before PostgreSQL 15.
-            Err(error) if error.kind == Kind::Usage => {
-                let mut client = Client::connect(&(self.life.stream.sql_target)()?)?;
-                Ok(report(&mut client, name)?.map(|seen| SlotState {
-                    restart: seen.restart,
-                    timeline: None,
-                }))
-            }
-            other => other,
+        let error = match link.read_slot(name) {
+            Err(error) if error.kind == Kind::Usage || error.sqlstate.is_some() => error,
+            other => return other,
+        };
+        // PostgreSQL 14 has no such command; later ones refuse it for a slot that decodes WAL.
+        let mut client = Client::connect(&(self.life.stream.sql_target)()?)?;
+        match report(&mut client, name)? {
+            Some(seen) if seen.logical => Err(is_logical(name)),
+            seen if error.kind == Kind::Usage => Ok(seen.map(|seen| SlotState {
+                restart: seen.restart,
+                timeline: None,
+            })),
+            _ => Err(error),
         }
     }
 
@@ -202,17 +231,24 @@ impl Session<'_, '_> {
         Ok(())
     }
 
-    fn stream(&mut self, link: &mut Replication, begin: Place, clock: bool) -> Result<End> {
+    fn stream(
+        &mut self,
+        link: &mut Replication,
+        begin: Place,
+        restart: Lsn,
+        clock: bool,
+    ) -> Result<End> {
         let slot = self.life.stream.options.slot.clone();
         let mut stream = link.stream(Some(&slot), begin.at, begin.timeline)?;
         let size = self.life.shelf.size;
         let mut flow = Flow::new(
             PageCheck::new(self.life.shelf.system, size, begin.timeline),
+            restart,
             clock,
         );
         loop {
             if self.is_over() {
-                return self.stop(stream);
+                return self.stop(stream, &flow);
             }
             self.report_gap()?;
             let Some(end) = self.step(&mut stream, &mut flow, begin, size)? else {
@@ -310,14 +346,16 @@ impl Session<'_, '_> {
     }
 
     /// Everything that came is stored and confirmed, then the stream ends in peace.
-    fn stop(&mut self, mut stream: Streaming<'_>) -> Result<End> {
+    fn stop(&mut self, mut stream: Streaming<'_>, flow: &Flow) -> Result<End> {
         let position = stream.position();
         let Life { spool, tail, .. } = &mut *self.life;
         let mut durable = spool.sync(tail)?;
         if durable < position {
             durable = tail.flush(position, FLUSH_MAX);
         }
-        stream.confirm(position, durable.min(position))?;
+        if durable.min(position) > flow.confirmed {
+            stream.confirm(position, durable.min(position))?;
+        }
         stream.stop()?;
         Ok(End::Stopped)
     }
@@ -340,11 +378,20 @@ impl Session<'_, '_> {
     }
 }
 
+fn set_back(system: System, stored: Lsn) -> Error {
+    Error::damage(format!(
+        "the server's WAL ends at {} of timeline {}, where more is stored of it, up to {stored}: it was set back (a snapshot, a copy, lost writes)",
+        system.flushed, system.timeline
+    ))
+    .hint("nothing was overwritten. If this server is the true one from now on, move the folder of its WAL away: a base backup then begins a new window")
+}
+
 /// What one stream keeps in mind.
 struct Flow {
     check: PageCheck,
     /// Whether the server's clock tells until when nothing is missing.
     clock: bool,
+    /// The slot moves with it, and never back: behind a gap it begins after what still waits to be stored.
     confirmed: Lsn,
     heard: Instant,
     asked: Instant,
@@ -355,12 +402,12 @@ struct Flow {
 }
 
 impl Flow {
-    fn new(check: PageCheck, clock: bool) -> Flow {
+    fn new(check: PageCheck, confirmed: Lsn, clock: bool) -> Flow {
         let now = Instant::now();
         Flow {
             check,
             clock,
-            confirmed: Lsn::INVALID,
+            confirmed,
             heard: now,
             asked: now,
             unsynced: None,

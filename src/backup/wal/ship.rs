@@ -41,12 +41,16 @@ pub(super) struct Shipper<'a> {
     pub say: Say<'a>,
 }
 
+/// How often a store is asked for base backups that came from elsewhere.
+const LOOK_INTERVAL: Duration = Duration::from_secs(300);
+
 /// What a store has, and lacks.
 struct Work {
     pieces: Pieces,
     todo: BTreeMap<Order, WalFile>,
     /// Nothing before this is wanted.
     floor: Lsn,
+    looked: Instant,
 }
 
 /// Histories first, then by place.
@@ -111,7 +115,7 @@ impl Shipper<'_> {
 
     fn round(&mut self, work: &mut Option<Work>) -> Result<()> {
         // Before its end is reached some announcements may have been lost.
-        if self.announced.is_full() {
+        if self.announced.is_full() || self.wants_older(work.as_mut())? {
             *work = None;
         }
         // What is durable in the first store by now was announced before.
@@ -132,6 +136,16 @@ impl Shipper<'_> {
             work.todo.remove(&order);
         }
         self.open_piece(&mut work.pieces, durable)
+    }
+
+    /// Whether a base backup that was copied here meanwhile needs WAL of before.
+    fn wants_older(&self, work: Option<&mut Work>) -> Result<bool> {
+        let Some(work) = work.filter(|work| work.looked.elapsed() >= LOOK_INTERVAL) else {
+            return Ok(false);
+        };
+        work.looked = Instant::now();
+        let based = base::oldest_start(self.shelf.store, self.shelf.system)?;
+        Ok(based.is_some_and(|start| start.segment_start(self.shelf.size) < work.floor))
     }
 
     /// Looks what is there and what is missing.
@@ -180,6 +194,7 @@ impl Shipper<'_> {
             pieces: Pieces::of(&ours),
             todo,
             floor,
+            looked: Instant::now(),
         })
     }
 

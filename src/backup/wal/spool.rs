@@ -96,9 +96,11 @@ impl Spool {
             Spool::Memory { .. } => (OpenBody::Memory(Vec::new()), 0),
         };
         let mut state = tail.lock();
+        // What an earlier connection brought, and no store has yet, is durable no sooner for a new one.
+        let stored = state.unstored().map_or(at, |start| start.min(at));
         if state.timeline.replace(timeline) != Some(timeline) {
             // A branch may have been received further than where the next one begins.
-            state.durable = at;
+            state.durable = stored;
         }
         if !same {
             state.open = Some(Open {
@@ -108,7 +110,7 @@ impl Spool {
                 body,
             });
         }
-        state.durable = state.durable.max(at);
+        state.durable = state.durable.max(stored);
         Ok(())
     }
 
@@ -162,13 +164,16 @@ impl Spool {
     /// As the disk.
     pub(super) fn close(&mut self, tail: &Tail) -> Result<()> {
         self.sync(tail)?;
+        let mut left = None;
         if let Spool::Disk(disk) = self {
-            disk.open = None;
+            left = disk.open.take().map(OpenFile::cut).transpose()?;
         }
         let mut state = tail.lock();
-        let Some(open) = state.open.take() else {
+        let Some(mut open) = state.open.take() else {
             return Ok(());
         };
+        // An earlier stream may have brought more than this one.
+        open.have = open.have.max(left.unwrap_or(0));
         let body = match open.body {
             OpenBody::File(path) => Body::File(path),
             OpenBody::Memory(bytes) => Body::Memory(Arc::new(bytes)),
@@ -306,6 +311,16 @@ impl OpenFile {
             self.synced = self.written;
         }
         Ok(())
+    }
+
+    /// Ends it behind its last byte, which is where that lies then: no successor makes a file that is
+    /// shorter than its segment a whole one.
+    fn cut(self) -> Result<u64> {
+        let end = self.written.max(self.old_end);
+        let context = |error| explain(error, &self.path, "make WAL durable");
+        self.file.set_len(end).map_err(context)?;
+        self.file.sync_all().map_err(context)?;
+        Ok(end)
     }
 
     fn publish(&self, tail: &Tail) {

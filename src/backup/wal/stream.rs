@@ -24,7 +24,7 @@ use super::tail::{Body, Full, Tail};
 use super::{Backoff, Stream};
 use crate::catalog::layout::{WAL_LOCK, WalFile, wal_folder};
 use crate::catalog::wal::{self, WalArchive, clear_remains};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::postgres::replication::Replication;
 use crate::store::lock::DirLock;
 use crate::units::{Lsn, SegmentSize, SystemId, Timeline};
@@ -72,10 +72,27 @@ pub fn run(stream: &Stream<'_>) -> Result<()> {
         let mut state = tail.lock();
         (state.failure.take(), state.verdict.take())
     };
-    match (result, failure, verdict) {
-        (Err(error), ..) | (Ok(()), Some(error), _) => Err(error),
-        (Ok(()), None, Some(verdict)) => Err(give_up_slot(stream, verdict)),
-        (Ok(()), None, None) => Ok(()),
+    let ended = match (result, failure) {
+        (Err(error), _) | (Ok(()), Some(error)) => error,
+        (Ok(()), None) => match verdict {
+            Some(verdict) => return Err(give_up_slot(stream, verdict)),
+            None => return Ok(()),
+        },
+    };
+    // One that always ends before the guard has looked twice would fill the server's disk.
+    let guard = Guard {
+        stream,
+        tail: &tail,
+    };
+    match guard.last_word() {
+        Some(verdict) if ended.kind != Kind::Partial => {
+            let given_up = give_up_slot(stream, verdict);
+            Err(Error {
+                fact: format!("{}; the stream had ended: {}", given_up.fact, ended.fact),
+                ..given_up
+            })
+        }
+        _ => Err(ended),
     }
 }
 
@@ -181,6 +198,7 @@ fn live(
         shelf: shelf(stream.first),
         spool,
         known,
+        seen: position::seen(archive, size)?,
         gap: None,
         histories: BTreeSet::new(),
         senders,
@@ -287,7 +305,7 @@ fn give_up_slot(stream: &Stream<'_>, verdict: Error) -> Error {
     let until = Instant::now() + LEAVE_MAX;
     let slot = &stream.options.slot;
     loop {
-        let dropped = (stream.target)().and_then(|target| drop_slot(&target, slot));
+        let dropped = (stream.sql_target)().and_then(|target| drop_slot(&target, slot));
         match dropped {
             Ok(_) => {
                 return Error {
@@ -311,6 +329,8 @@ pub(super) struct Life<'a> {
     pub shelf: Shelf<'a>,
     pub spool: Spool,
     pub known: Known,
+    /// How far each timeline was surely stored when the stream began.
+    pub seen: Known,
     /// WAL that nobody has any more, from and to.
     pub gap: Option<(Lsn, Lsn)>,
     /// Those that are known to be stored.
@@ -350,7 +370,8 @@ impl Life<'_> {
 
     /// Until the stores have taken some of what waits in memory.
     fn wait_for_room(&self) {
-        let backlog = self.tail.lock().full.len();
+        // The store may have taken all of it by now.
+        let backlog = self.tail.lock().full.len().max(1);
         (self.stream.say)(
             "warning: the backlog is as long as it may be; WAL waits on the server until the store takes it",
         );

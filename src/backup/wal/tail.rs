@@ -115,6 +115,13 @@ impl State {
         self.stop || self.ended || self.failure.is_some() || self.verdict.is_some()
     }
 
+    /// Where the oldest segment begins that waits in memory.
+    pub(super) fn unstored(&self) -> Option<Lsn> {
+        let mut full = self.full.iter();
+        full.find(|full| matches!(full.body, Body::Memory(_)))
+            .map(|full| full.start)
+    }
+
     /// Bytes that wait in memory.
     pub(super) fn backlog_bytes(&self) -> u64 {
         let full = self.full.iter().filter_map(|full| match &full.body {

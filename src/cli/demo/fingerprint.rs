@@ -31,8 +31,10 @@ const RELATIONS: &str = r#"SELECT format('%s %I.%I', CASE WHEN relkind = 'm' THE
     format('SELECT count(*), coalesce(sum(hashtextextended(("the row".*)::text COLLATE "C", 0)), 0) FROM ONLY %I.%I AS "the row"', nspname, relname)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE relkind IN ('r', 'm') AND relispopulated AND nspname !~ '^pg_|^information_schema$' ORDER BY pg_relation_size(c.oid) DESC"#;
-const SEQUENCES: &str = "SELECT format('sequence %I.%I', nspname, relname), format('SELECT last_value, is_called FROM %I.%I', nspname, relname) \
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE relkind = 'S' AND nspname !~ '^pg_'";
+/// A sequence's WAL runs ahead of it: after a crash, and so after a recovery, it goes on behind what was logged.
+const SEQUENCES: &str = "SELECT format('sequence %I.%I', nspname, relname), \
+    format('SELECT format(''%%s, called: %%s'', last_value, is_called), last_value + log_cnt * %s FROM %I.%I', seqincrement, nspname, relname) \
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid WHERE nspname !~ '^pg_'";
 /// Each with owner, content, comment and rights.
 const LARGE_OBJECTS: &str = "SELECT 'large object ' || oid, lomowner::regrole, md5(lo_get(oid)), \
     coalesce(obj_description(oid, 'pg_largeobject'), ''), coalesce((SELECT string_agg(item::text, ' ' ORDER BY item::text) FROM unnest(lomacl) item), '') \
@@ -52,6 +54,8 @@ pub(super) struct Fingerprint {
     schema: String,
     /// By name of the object: what it holds.
     facts: BTreeMap<String, String>,
+    /// Of sequences: where they go on after a recovery.
+    logged: BTreeMap<String, String>,
     pub counts: Counts,
 }
 
@@ -84,9 +88,10 @@ impl Fingerprint {
         })
     }
 
-    /// Without the rows of unlogged tables: after a crash they are gone, and so after a recovery.
+    /// What WAL knows: without the rows of unlogged tables, and with sequences as they were logged.
     pub(super) fn of_what_is_logged(mut self) -> Fingerprint {
         self.facts.retain(|name, _| !name.starts_with(UNLOGGED));
+        self.facts.extend(std::mem::take(&mut self.logged));
         self
     }
 
@@ -147,7 +152,9 @@ fn contents(target: &Target, jobs: usize, cancel: &Token) -> Result<Fingerprint>
             fingerprint.counts.rows += first.parse().unwrap_or(0);
             format!("{first} rows with hash {second}")
         } else {
-            format!("at {first}, called: {second}")
+            let logged = format!("at {second} in the WAL");
+            fingerprint.logged.insert(name.clone(), logged);
+            format!("at {first}")
         };
         fingerprint.facts.insert(name, fact);
     }
@@ -213,6 +220,7 @@ mod tests {
                 fact("table t", "2 rows with hash 7"),
                 fact("sequence s", "at 1"),
             ]),
+            logged: BTreeMap::new(),
             counts: Counts::default(),
         }
     }
@@ -251,6 +259,31 @@ mod tests {
             ["unlogged table u was not there"]
         );
         assert!(sample().differences(&with.of_what_is_logged()).is_empty());
+    }
+
+    #[test]
+    fn a_sequence_may_have_gone_on_to_where_its_wal_was_and_no_further() {
+        let at = |at: u32, logged: u32| {
+            let mut found = sample();
+            let fact = |text| ("sequence s".to_owned(), text);
+            found.facts.extend([fact(format!("at {at}"))]);
+            found
+                .logged
+                .extend([fact(format!("at {logged} in the WAL"))]);
+            found
+        };
+        assert!(!at(7, 33).differences(&at(33, 33)).is_empty());
+        let logged = |at: Fingerprint| at.of_what_is_logged();
+        assert!(
+            logged(at(7, 33))
+                .differences(&logged(at(33, 33)))
+                .is_empty()
+        );
+        assert!(
+            !logged(at(7, 33))
+                .differences(&logged(at(34, 34)))
+                .is_empty()
+        );
     }
 
     #[test]
