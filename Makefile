@@ -32,6 +32,7 @@ bench:
 	scripts/bench.sh --gb 1 --dumps --shape one
 	scripts/bench-s3.sh
 	scripts/bench-base.sh --runs 3
+	scripts/bench-wal.sh --runs 3
 
 lint:
 	cargo fmt --check

@@ -145,12 +145,13 @@ table() {
         title["wall"] = "wall s"; title["cpu"] = "cpu s"; title["own"] = "own cpu s"; title["memory"] = "memory MiB"; title["size"] = "size MiB"
         title["requests"] = "requests to S3"; title["ratio"] = "wall ratio to the first"; title["cpu-ratio"] = "cpu ratio"
     }
-    { key = $1 FS $2; if (!(key in wall)) order[++rows] = key
+    { key = $1 FS $2; if (!(key in wall)) { if (!($1 in members)) groups[++group_count] = $1; member[$1, ++members[$1]] = key }
       wall[key] = wall[key] " " $3; cpu[key] = cpu[key] " " $4; own[key] = own[key] " " $5; memory[key] = memory[key] " " $6; size[key] = $7; asked[key] = $8 }
     END {
         head = "| |"; rule = "| --- |"
         for (c = 1; c <= count; c++) { head = head " " title[column[c]] " |"; rule = rule " --- |" }
         print head; print rule
+        for (g = 1; g <= group_count; g++) for (i = 1; i <= members[groups[g]]; i++) order[++rows] = member[groups[g], i]
         for (i = 1; i <= rows; i++) {
             key = order[i]; split(key, part, FS); w = median(wall[key]); busy = median(cpu[key])
             if (part[1] != group) { group = part[1]; first = w; first_busy = busy }

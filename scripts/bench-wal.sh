@@ -80,7 +80,6 @@ stream() {
         awk -F'\t' '{ printf "bench: %-8s %-40s load %6.1f s, own %6.2f s, behind %5.2f s\n", $1, $2, $3, $4, $5 }' >&2
     psql -At -d postgres -c "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active" >/dev/null
 }
-as() { if [ "$(id -u)" = 0 ]; then "${@:1:3}" setpriv --reuid=postgres --regid=postgres --clear-groups "${@:4}"; else "$@"; fi; }
 receive() { # GROUP NAME OPTION…
     fresh "$out/receive"
     "$bin/pg_receivewal" -D "$out/receive" --slot bench --create-slot --if-not-exists
@@ -134,13 +133,17 @@ as_server bash -c 'for file in "$1"/pgark/wal/*/*.zst; do name=${file##*/}; zstd
 recover() { # NAME MODE: restores, then measures the server alone
     local name=$1 mode=$2 dir=$out/restored t0
     rm -rf "$dir"
-    compression=zstd as_pgark --quiet restore latest --data-dir "$dir" --at "$end" --wal "${mode%%:*}" >/dev/null
+    compression=zstd as_pgark --quiet restore latest --data-dir "$dir" --at latest --wal "${mode%%:*}" >/dev/null
     [ "$mode" != get:cp ] || as_server sed -i "s|^restore_command.*|restore_command = 'cp $out/plain/%f %p'|" "$dir/postgresql.auto.conf"
     sync
     t0=$(now)
-    # Without readers, it is ready when it has recovered.
+    # It lets nobody in before it has recovered (of which pg_ctl knows nothing).
     as_server "$bin/pg_ctl" -D "$dir" -l "$out/log" -w -t 3600 -s -o "-k $out -p 5494 -c listen_addresses='' -c hot_standby=off -c shared_buffers=1GB -c max_wal_size=8GB" start >/dev/null ||
         { tail -n 5 "$out/log" >&2; die "$name did not start"; }
+    until "$bin/pg_isready" -q -h "$out" -p 5494; do
+        [ -e "$dir/postmaster.pid" ] || { tail -n 5 "$out/log" >&2; die "$name ended before it had recovered"; }
+        sleep 0.02
+    done
     awk -v n="$name" -v t0="$t0" -v t1="$(now)" 'BEGIN { printf "recovery\t%s\t%.2f\t0\t0\t0\t0\t0\n", n, t1 - t0 }' | tee -a "$results" >&2
     as_server "$bin/pg_ctl" -D "$dir" -m immediate -s stop
     rm -rf "$dir"

@@ -102,10 +102,15 @@ impl Place {
 
     /// The folder of this cluster's WAL below a directory of backups.
     pub(crate) fn wal(&self) -> PathBuf {
+        self.wal_of(&self.server)
+    }
+
+    /// The same, asked of another server of the cluster.
+    fn wal_of(&self, server: &Server) -> PathBuf {
         let sql = "SELECT system_identifier FROM pg_control_system()";
         self.backups()
             .join("wal")
-            .join(self.server.psql("postgres", sql))
+            .join(server.psql("postgres", sql))
     }
 
     /// Segments that lie open.

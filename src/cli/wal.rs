@@ -81,6 +81,7 @@ pub(super) fn stream_of(
             .collect(),
         target: &|| app.target(),
         sql_target: &|| app.pin(&[]),
+        hosts: &|| Ok(app.target()?.each_host()),
         cancel,
         stores_cancel,
         say,
@@ -103,7 +104,7 @@ fn options(app: &App) -> Result<Options> {
 pub(super) fn slot(app: &App, verb: &Slot, global: &Global, out: &mut Out<'_>) -> Result<()> {
     let name = options(app)?.slot;
     if verb.act == Some(SlotAct::Drop) {
-        let dropped = wal::drop_slot(&app.pin(&[])?, &name)?;
+        let dropped = drop_everywhere(app, &name)?;
         if global.json {
             out.json(json!({"slot": name.as_str(), "dropped": dropped}));
             return Ok(());
@@ -133,6 +134,26 @@ pub(super) fn slot(app: &App, verb: &Slot, global: &Global, out: &mut Out<'_>) -
         return Ok(());
     }
     print(&format!("{}{}", app.whose(), page(&name, seen.as_ref())))
+}
+
+/// On every host that is listed: standbys have one each. One that is away keeps its slot, and is named.
+fn drop_everywhere(app: &App, name: &SlotName) -> Result<bool> {
+    let mut dropped = wal::drop_slot(&app.pin(&[])?, name)?;
+    let hosts = app.target()?.each_host();
+    for host in hosts.iter().filter(|_| hosts.len() > 1) {
+        match app
+            .pin_to(host, &[])
+            .and_then(|host| wal::drop_slot(&host, name))
+        {
+            Ok(there) => dropped |= there,
+            Err(error) => note(&format!(
+                "warning: {}:{}: the slot {name} may still be there, and then holds WAL back: {error}",
+                host.host(),
+                host.port()
+            )),
+        }
+    }
+    Ok(dropped)
 }
 
 fn page(name: &SlotName, seen: Option<&SlotReport>) -> String {

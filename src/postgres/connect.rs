@@ -50,7 +50,7 @@ enum Next {
 
 /// Connects to the first address that serves.
 pub(super) fn connect(target: &Target) -> Result<Session> {
-    let kind = target.settings.session;
+    let kind = target.session;
     // A second round takes any server when no standby was found.
     let rounds: &[SessionKind] = match kind {
         _ if target.pinned => &[SessionKind::Any],

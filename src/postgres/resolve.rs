@@ -48,7 +48,6 @@ pub(super) fn resolve(info: &ConnInfo) -> Result<Target> {
         warnings: warning.into_iter().collect(),
         tls: TlsSettings::new(info, home.as_deref())?,
         methods: AuthMethods::parse(info.get("require_auth"))?,
-        session: session_kind(info),
         connect_timeout: connect_timeout(info),
         info: info.clone(),
         user,
@@ -58,6 +57,7 @@ pub(super) fn resolve(info: &ConnInfo) -> Result<Target> {
         settings: Arc::new(settings),
         endpoints,
         pinned: false,
+        session: session_kind(info),
         replication: false,
     })
 }

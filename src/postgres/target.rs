@@ -76,7 +76,6 @@ pub(super) struct Settings {
     pub warnings: Vec<String>,
     pub tls: TlsSettings,
     pub methods: AuthMethods,
-    pub session: SessionKind,
     /// For one address, from the first packet to the end of the startup; none waits forever.
     pub connect_timeout: Option<Duration>,
 }
@@ -88,6 +87,7 @@ pub struct Target {
     pub(super) database: String,
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) pinned: bool,
+    pub(super) session: SessionKind,
     /// Whether sessions speak the replication protocol instead of SQL.
     pub(super) replication: bool,
 }
@@ -116,6 +116,19 @@ impl Target {
             replication: true,
             ..self.with_database("replication")
         }
+    }
+
+    /// Each host of the list by itself, whatever kind of server it is now.
+    #[must_use]
+    pub fn each_host(&self) -> Vec<Target> {
+        let hosts = self.endpoints.iter();
+        hosts
+            .map(|endpoint| Target {
+                endpoints: vec![endpoint.clone()],
+                session: SessionKind::Any,
+                ..self.clone()
+            })
+            .collect()
     }
 
     #[must_use]

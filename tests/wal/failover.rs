@@ -7,6 +7,10 @@ use std::process::Command;
 
 /// A standby of the server, as pg_basebackup makes it, on a port of its own.
 pub(crate) fn standby(primary: &Server, name: &str) -> Server {
+    standby_with(primary, name, &SETTINGS)
+}
+
+fn standby_with(primary: &Server, name: &str, settings: &[&str]) -> Server {
     let prepare = |data: &Path| {
         std::fs::remove_dir_all(data).unwrap();
         let mut base = primary.client("pg_basebackup");
@@ -21,7 +25,7 @@ pub(crate) fn standby(primary: &Server, name: &str) -> Server {
         run(&mut own).assert_code(0);
     };
     let setup = Setup {
-        settings: &SETTINGS,
+        settings,
         prepare: Some(&prepare),
         ..Setup::default()
     };
@@ -82,6 +86,58 @@ fn a_promotion_under_load_leaves_both_timelines_whole() {
             both_timelines_in(&wal, &place.server, &next, end);
         }
     }
+}
+
+/// A standby that keeps no WAL of itself has a slot of ours as well: nothing is gone there while pgark is away.
+#[test]
+fn a_standby_that_is_promoted_while_nobody_streams_has_kept_the_wal() {
+    let place = Place::new(17);
+    let little = ["min_wal_size=32MB", "max_wal_size=32MB", "wal_recycle=off"];
+    let next = standby_with(&place.server, "standby", &little);
+    let conninfo = either(&place.server, &next);
+    let both = |pgark: crate::support::Pgark| {
+        let pgark = pgark.env("DB_HOST", "").env("DB_PORT", "");
+        conninfo
+            .iter()
+            .fold(pgark, |pgark, (name, value)| pgark.env(name, value))
+    };
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'pgark'";
+    let stream = place.stream_with(both);
+    until("the slot", || place.confirmed() > 0);
+    until("the standby's slot", || next.psql("postgres", slots) == "1");
+    place.write(5);
+    let end = place.caught_up();
+    let kept = "SELECT coalesce(max(restart_lsn), '0/0') FROM pg_replication_slots WHERE slot_name = 'pgark'";
+    until("the standby's slot to move on", || lsn(&next, kept) >= end);
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    for _ in 0..3 {
+        place.write(40);
+        place.server.psql("postgres", "CHECKPOINT");
+        let written = place.lsn();
+        until("the standby to follow", || {
+            lsn(&next, "SELECT pg_last_wal_replay_lsn()") >= written
+        });
+        next.psql("postgres", "CHECKPOINT");
+    }
+    place.server.crash();
+    next.psql("postgres", "SELECT pg_promote(true, 60)");
+    write(&next, 5);
+    next.psql("postgres", "CHECKPOINT");
+    let end = lsn(&next, "SELECT pg_current_wal_lsn()");
+    let stream = place.stream_with(both);
+    until("the stream to go on", || lsn(&next, kept) >= end);
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    assert!(!place.said().contains("a gap"), "{}", place.said());
+    let history = std::fs::read_to_string(place.wal_of(&next).join("00000002.history")).unwrap();
+    let left = history.split('\t').nth(1).unwrap();
+    let left = lsn(&next, &format!("SELECT '{left}'::pg_lsn"));
+    let wal = place.wal_of(&next);
+    assert_same_wal(&wal, &place.server, (first_stored(&wal), left), 1);
+    let dropped = both(place.pgark(&["slot", "drop"])).run().assert_code(0);
+    dropped.assert_says("the slot pgark may still be there");
+    assert_eq!(next.psql("postgres", slots), "0");
 }
 
 /// The old timeline up to where it was left, the new one from that segment on.

@@ -1,7 +1,7 @@
 //! WAL as it is written: a slot holds it on the server until it is stored here.
 //!
 //! `session` receives over one connection into the `spool`; `pack` stores it in the first store, `ship` in
-//! the others; `guard` watches what the slot costs the server; `position` decides, without effects,
+//! the others; `guard` watches what the slot costs the server, `standbys` keeps one on the other hosts; `position` decides, without effects,
 //! where a stream begins.
 //!
 //! Invariants: a position is confirmed to the server only when everything before it is durable in the
@@ -20,6 +20,7 @@ mod session;
 mod shelf;
 mod ship;
 mod spool;
+mod standbys;
 mod stream;
 mod tail;
 
@@ -72,6 +73,8 @@ pub struct Stream<'a> {
     pub target: &'a (dyn Fn() -> Result<Target> + Sync),
     /// The same for SQL.
     pub sql_target: &'a (dyn Fn() -> Result<Target> + Sync),
+    /// Every host that is listed, one by one.
+    pub hosts: &'a (dyn Fn() -> Result<Vec<Target>> + Sync),
     /// Ends the stream in peace.
     pub cancel: &'a Token,
     /// Ends the stores' work that is left after that.

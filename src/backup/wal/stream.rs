@@ -20,6 +20,7 @@ use super::session::{End, Session};
 use super::shelf::{Pieces, Shelf};
 use super::ship::{ANNOUNCED_MAX, Shipper};
 use super::spool::{Spool, end_of_data};
+use super::standbys::Standbys;
 use super::tail::{Body, Full, Tail};
 use super::{Backoff, Stream};
 use crate::catalog::layout::{WAL_LOCK, WalFile, wal_folder};
@@ -205,6 +206,14 @@ fn live(
     };
     std::thread::scope(|scope| {
         scope.spawn(|| packer.run());
+        scope.spawn(|| {
+            Standbys {
+                stream,
+                tail,
+                system,
+            }
+            .run();
+        });
         for shipper in shippers {
             scope.spawn(|| shipper.run());
         }

@@ -183,6 +183,11 @@ impl Tail {
         state.is_over()
     }
 
+    /// Whether nothing new shall begin.
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().is_over()
+    }
+
     /// A signal asks for the end.
     pub(super) fn stop(&self) {
         self.lock().stop = true;
