@@ -148,6 +148,8 @@ fn time_after_the_last_commit_is_reached_where_the_stream_proves_that_nothing_ca
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join(format!("wal_{system}.json")), note).unwrap();
     assert_eq!(world.ledger_at(&time, &[]), [1]);
+    // The last record is the commit itself, and it came before.
+    assert_eq!(world.ledger_at(&time, &["--exclusive"]), [1]);
     // Nothing is proven for a moment later.
     let later = now(&world);
     refused(&world, &later, &[], 5, &["cannot be reached"]);

@@ -201,10 +201,15 @@ impl<'a> Wanted<'a> {
     }
 
     fn as_far_as_it_goes(&self, base: Candidate<'a>, line: Line<'a>) -> Result<Moment<'a>> {
-        match self.end(base, &line)? {
-            Some((begin, end)) => self.moment(base, line, Goal::Lsn(begin), end, None),
-            None => self.moment(base, line, Goal::BackupEnd, base.base.end_lsn, None),
-        }
+        let (goal, until) = match self.end(base, &line)? {
+            Some((begin, end)) => (Goal::Lsn(begin), end),
+            None => (Goal::BackupEnd, base.base.end_lsn),
+        };
+        Ok(Moment {
+            // Nothing in it is to be left out, and its last record may be a commit.
+            exclusive: false,
+            ..self.moment(base, line, goal, until, None)?
+        })
     }
 
     fn latest(&self, history: &'a TimelineHistory, bases: &[Candidate<'a>]) -> Result<Moment<'a>> {
@@ -390,11 +395,7 @@ impl Moment<'_> {
             Goal::Name(name) => ("recovery_target_name", name.clone()),
             Goal::BackupEnd => ("recovery_target", "immediate".to_owned()),
         };
-        let inclusive = if self.exclusive && !matches!(self.goal, Goal::BackupEnd) {
-            "off"
-        } else {
-            "on"
-        };
+        let inclusive = if self.exclusive { "off" } else { "on" };
         vec![
             (name, value),
             ("recovery_target_inclusive", inclusive.to_owned()),
