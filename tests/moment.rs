@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 mod by_hand;
+mod chosen;
 mod ledger;
 mod refused;
 mod started;

@@ -196,7 +196,8 @@ pub(super) fn summary(moment: &Moment<'_>, verb: &Restore) -> Summary {
         let _ = writeln!(text, "  {name} = '{value}'");
     }
     if let Some(stop) = &moment.stop {
-        let _ = writeln!(text, "  stops at the record of LSN {}", stop.lsn);
+        let (lsn, time) = (stop.lsn, stop.event.time());
+        let _ = writeln!(text, "  stops at the record of LSN {lsn} ({time})");
     }
     let settings: serde_json::Map<String, Value> = moment
         .settings()

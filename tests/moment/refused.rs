@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// Refused with this code and these words; the directory is as it was.
 #[track_caller]
-fn refused(world: &World, at: &str, more: &[&str], code: i32, words: &[&str]) -> Run {
+pub(super) fn refused(world: &World, at: &str, more: &[&str], code: i32, words: &[&str]) -> Run {
     let (keep, data) = place();
     let mut done = world.restore(at, &data, more).assert_code(code);
     for word in words {
@@ -20,7 +20,7 @@ fn refused(world: &World, at: &str, more: &[&str], code: i32, words: &[&str]) ->
 }
 
 /// The whole segments of the store, in order.
-fn segments(world: &World) -> Vec<PathBuf> {
+pub(super) fn segments(world: &World) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(&world.wal).unwrap().flatten();
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     found.retain(|path| {

@@ -2,8 +2,9 @@
 //! which everything was found to be there.
 //!
 //! The server gets a target at which an end of WAL before it is fatal, so that it never promotes too
-//! early. What it cannot find itself (a time after the last commit) becomes the position of the
-//! last whole record.
+//! early. A transaction and a restore point become the position of their record: the one that was
+//! found, whatever else goes by that number or name. So does what the server cannot find itself (a
+//! time after the last commit): the position of the last whole record.
 //!
 //! Invariants: the base backup lies on the target's history and holds nothing from after the target;
 //! the WAL goes on without a gap to where the server will stop. Reads only.
@@ -34,8 +35,6 @@ const LOOK_BACK: u64 = 64;
 pub enum Goal {
     Lsn(Lsn),
     Time(Timestamp),
-    Xid(u64),
-    Name(String),
     /// The end of the backup itself: nothing came after it.
     BackupEnd,
 }
@@ -70,8 +69,8 @@ impl<'a> Wanted<'a> {
     /// Finds the base backup and the WAL. `candidates` are good, of one cluster.
     ///
     /// # Errors
-    /// `Unreachable`, with the nearest moment that can be reached; `Damage` for WAL that is not right;
-    /// as the store.
+    /// `Unreachable`, with the nearest moment that can be reached; `Usage` for a restore point's name
+    /// that was given twice; `Damage` for WAL that is not right; as the store.
     pub fn find(&self, candidates: &[Candidate<'a>]) -> Result<Moment<'a>> {
         let (history, mut bases) = self.line_of(candidates)?;
         bases.sort_by_key(|one| std::cmp::Reverse(one.base.end_lsn));
@@ -86,11 +85,11 @@ impl<'a> Wanted<'a> {
                     Event::Commit { xid, .. } | Event::Abort { xid, .. } => xid == low,
                     Event::RestorePoint { .. } => false,
                 };
-                self.event(history, &bases, &wanted, Goal::Xid(*xid))
+                self.event(history, &bases, &wanted)
             }
             Aim::Name(name) => {
                 let wanted = |record: &Record| matches!(&record.event, Event::RestorePoint { name: found, .. } if found == name);
-                self.event(history, &bases, &wanted, Goal::Name(name.clone()))
+                self.event(history, &bases, &wanted)
             }
         }
     }
@@ -348,7 +347,6 @@ impl<'a> Wanted<'a> {
         history: &'a TimelineHistory,
         bases: &[Candidate<'a>],
         wanted: &(dyn Fn(&Record) -> bool + Sync),
-        goal: Goal,
     ) -> Result<Moment<'a>> {
         let mut limit = Lsn(u64::MAX);
         for base in bases {
@@ -357,7 +355,8 @@ impl<'a> Wanted<'a> {
                 record.lsn >= base.base.end_lsn && wanted(record)
             })?;
             if let Some(stop) = found {
-                let until = stop.end;
+                self.ensure_only(&line, &stop, limit, wanted)?;
+                let (goal, until) = (Goal::Lsn(stop.lsn), stop.end);
                 return self.moment(*base, line, goal, until, Some(stop));
             }
             limit = base.base.end_lsn;
@@ -391,8 +390,6 @@ impl Moment<'_> {
         let (name, value) = match &self.goal {
             Goal::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string()),
             Goal::Time(time) => ("recovery_target_time", format_time(*time)),
-            Goal::Xid(xid) => ("recovery_target_xid", xid.to_string()),
-            Goal::Name(name) => ("recovery_target_name", name.clone()),
             Goal::BackupEnd => ("recovery_target", "immediate".to_owned()),
         };
         let inclusive = if self.exclusive { "off" } else { "on" };

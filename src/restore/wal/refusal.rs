@@ -3,7 +3,10 @@
 use super::line::Line;
 use super::moment::{Candidate, Wanted};
 use super::search::Searched;
-use crate::error::{Error, Kind, Result};
+use super::target::Aim;
+use crate::archive::wal::Record;
+use crate::error::{Cause, Error, Kind, Result};
+use crate::units::{Lsn, Timeline};
 
 impl<'a> Wanted<'a> {
     /// What is not in the line: where it ends, and whether another branch has it.
@@ -51,6 +54,46 @@ impl<'a> Wanted<'a> {
         )))
     }
 
+    /// A restore point's name may have been given twice: refused, unless what was found first is the
+    /// only one of it before `limit`.
+    pub(super) fn ensure_only(
+        &self,
+        line: &Line<'a>,
+        first: &Record,
+        limit: Lsn,
+        wanted: &(dyn Fn(&Record) -> bool + Sync),
+    ) -> Result<()> {
+        let Aim::Name(_) = &self.target.aim else {
+            return Ok(());
+        };
+        let behind = line.place(first.lsn)..line.until(limit).end;
+        let others = self
+            .searched(line)
+            .all(behind, &|record| record.lsn > first.lsn && wanted(record));
+        let others = others.map_err(|error| match error.kind {
+            // What is wrong with WAL behind it must not keep it from coming back.
+            Kind::Damage => error.hint(format!(
+                "whether {} was given once more behind {} cannot be told: --at {} takes this one",
+                self.target.aim,
+                place(first),
+                first.lsn
+            )),
+            _ => error,
+        })?;
+        let Some(last) = others.last() else {
+            return Ok(());
+        };
+        let places: Vec<String> = std::iter::once(first).chain(&others).map(place).collect();
+        Err(Error::usage(format!(
+            "{} was given {} times: {}",
+            self.target.aim,
+            places.len(),
+            places.join(", ")
+        ))
+        .hint(format!("--at {} takes the last of them", last.lsn))
+        .cause(Cause::Ambiguous))
+    }
+
     /// Whether another branch has it.
     fn elsewhere(
         &self,
@@ -89,6 +132,11 @@ impl<'a> Wanted<'a> {
         }
         None
     }
+}
+
+/// Where a restore point lies, and when it was made.
+fn place(record: &Record) -> String {
+    format!("LSN {} ({})", record.lsn, record.event.time())
 }
 
 pub(super) fn too_early(bases: &[Candidate<'_>], what: &str) -> Error {

@@ -1,0 +1,68 @@
+//! Which of several is taken, and what is said of it: restore points.
+
+use super::World;
+use super::refused::{refused, segments};
+use crate::base::pgark;
+use crate::support::{Run, until};
+
+/// The positions that a refusal lists.
+fn positions(told: &Run) -> Vec<String> {
+    let words = told.stderr.split("LSN ").skip(1);
+    let words = words.filter_map(|rest| Some(rest.split_once(" (")?.0.to_owned()));
+    words.collect()
+}
+
+#[test]
+fn restore_point_that_was_made_twice_is_refused_with_both_places() {
+    let world = World::start(17);
+    world.base(&[]);
+    for n in 1..=3 {
+        world.psql(&format!("INSERT INTO ledger VALUES ({n}, 0)"));
+        world.psql("SELECT pg_create_restore_point('twice')");
+        world.switch();
+        if n == 2 {
+            world.psql("SELECT pg_create_restore_point('once')");
+        }
+    }
+    let told = refused(&world, "twice", &[], 2, &["was given 3 times", "--at "]);
+    let places = positions(&told);
+    assert_eq!(places.len(), 3, "{}", told.stderr);
+    for (at, last) in places.iter().zip([1, 2, 3]) {
+        assert_eq!(world.ledger_at(at, &[]).last(), Some(&last), "{at}");
+    }
+    assert_eq!(world.ledger_at("once", &[]), [1, 2]);
+    // Behind the newest base backup it lies but once.
+    world.base(&[]);
+    world.psql("SELECT pg_create_restore_point('twice')");
+    for n in 4..=5 {
+        world.psql(&format!("INSERT INTO ledger VALUES ({n}, 0)"));
+        world.switch();
+    }
+    assert_eq!(world.ledger_at("twice", &[]), [1, 2, 3]);
+    // Where WAL behind it is damaged, how to come back to it all the same is said.
+    let all = segments(&world);
+    std::fs::write(all.last().unwrap(), "damaged").unwrap();
+    let told = refused(&world, "twice", &[], 4, &["cannot be told: --at "]);
+    let at = told.stderr.split("--at ").nth(1).unwrap();
+    let at = at.split_whitespace().next().unwrap();
+    assert_eq!(world.ledger_at(at, &[]), [1, 2, 3]);
+}
+
+#[test]
+fn restore_point_within_the_backup_is_not_taken_for_the_one_behind_it() {
+    let world = World::start(17);
+    let args = ["backup", "--base", "-q", "--max-rate", "8m"];
+    let taken = pgark(&world.server, &world.backups, args).spawn();
+    let streaming =
+        "SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase = 'streaming database files'";
+    until("the backup to be under way", || {
+        world.psql(streaming) == "1"
+    });
+    world.psql("SELECT pg_create_restore_point('release')");
+    taken.wait().assert_code(0);
+    world.psql("INSERT INTO ledger VALUES (1, 0)");
+    world.psql("SELECT pg_create_restore_point('release')");
+    world.psql("INSERT INTO ledger VALUES (2, 0)");
+    world.switch();
+    assert_eq!(world.ledger_at("release", &[]), [1]);
+}
