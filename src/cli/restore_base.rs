@@ -284,7 +284,12 @@ fn choose(catalog: &Catalog, backup: &str) -> Result<Entry> {
         }
         return Ok(entry.clone());
     }
-    let entry = catalog.find(backup)?;
+    named(catalog, backup).cloned()
+}
+
+/// The base backup that was asked for by name: it may be the only copy there is.
+pub(super) fn named<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Entry> {
+    let entry = catalog.find(id)?;
     if entry.kind != BackupKind::Base {
         return Err(Error::usage(format!("{} is no base backup", entry.id))
             .hint("--data-dir takes a base backup; without it, a dump goes into a new database"));
@@ -295,8 +300,7 @@ fn choose(catalog: &Catalog, backup: &str) -> Result<Entry> {
             .hint("`pgark list` shows the others"));
     }
     if !entry.good {
-        // Asked for by name, it may be the only copy there is.
         note(&format!("warning: {}: {reason}", entry.id));
     }
-    Ok(entry.clone())
+    Ok(entry)
 }

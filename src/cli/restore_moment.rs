@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 use super::args::{Global, Restore, WalMode};
 use super::note;
+use super::restore_base::named;
 use crate::app::App;
 use crate::catalog::layout::WalFile;
-use crate::catalog::list::{Catalog, Entry};
+use crate::catalog::list::Catalog;
+use crate::config::{Environment, Place};
 use crate::error::{Error, Kind, Result};
 use crate::restore::base::Recovery;
 use crate::restore::wal::fetch::Fetch;
@@ -86,7 +88,7 @@ impl World {
         let wanted = app.own_id(&verb.backup);
         let chosen = match wanted {
             "latest" => None,
-            id => Some(self.chosen(id)?),
+            id => Some(named(&self.catalog, id)?),
         };
         let mut refused = None;
         for (system, archive) in &self.archives {
@@ -134,20 +136,6 @@ impl World {
             )
             .hint("`pgark backup --base` takes one; `pgark list` shows what there is")
         }))
-    }
-
-    fn chosen(&self, id: &str) -> Result<&Entry> {
-        let entry = self.catalog.find(id)?;
-        if entry.kind != BackupKind::Base {
-            return Err(Error::usage(format!("{} is no base backup", entry.id))
-                .hint("--data-dir takes a base backup; `latest` chooses the one that fits --at"));
-        }
-        if !entry.good {
-            let reason = entry.reason.as_deref().unwrap_or("its state is unknown");
-            return Err(Error::damage(format!("{} is not good: {reason}", entry.id))
-                .hint("`pgark list` shows the others; `latest` chooses a good one"));
-        }
-        Ok(entry)
     }
 
     fn archive(&self, moment: &Moment<'_>) -> Option<&Archive> {

@@ -1,9 +1,12 @@
-//! Which of several is taken, and what is said of it: restore points.
+//! Which of several is taken, and what is said of it: restore points, base backups.
 
 use super::World;
 use super::refused::{refused, segments};
-use crate::base::pgark;
+use crate::base::{Copy, pgark, place};
 use crate::support::{Run, until};
+use pgark::catalog::Manifest;
+use pgark::store::Key;
+use std::path::Path;
 
 /// The positions that a refusal lists.
 fn positions(told: &Run) -> Vec<String> {
@@ -65,4 +68,34 @@ fn restore_point_within_the_backup_is_not_taken_for_the_one_behind_it() {
     world.psql("INSERT INTO ledger VALUES (2, 0)");
     world.switch();
     assert_eq!(world.ledger_at("release", &[]), [1]);
+}
+
+/// Notes in its manifest that the server found damaged pages while it was taken.
+fn with_bad_checksums(store: &Path, id: &str) {
+    let key = Key::new(&format!("{id}/manifest.json")).unwrap();
+    let path = store.join(key.as_str());
+    let mut manifest = Manifest::parse(&key, &std::fs::read(&path).unwrap()).unwrap();
+    manifest.base.as_mut().unwrap().bad_checksums = true;
+    std::fs::write(&path, manifest.to_json().unwrap()).unwrap();
+}
+
+#[test]
+fn base_backup_with_bad_checksums_serves_when_it_is_named() {
+    let world = World::start(17);
+    let id = world.base(&[]);
+    world.psql("INSERT INTO ledger VALUES (1, 0)");
+    world.switch();
+    with_bad_checksums(world.backups.path(), &id);
+    refused(&world, "latest", &[], 5, &["no good base backup"]);
+    let (_keep, data) = place();
+    world
+        .restore("latest", &data, &[&id])
+        .assert_code(0)
+        .assert_says(&format!("warning: {id}: the server found pages"));
+    let copy = Copy::start(17, &data);
+    assert_eq!(super::rows(&copy), [1]);
+    drop(copy);
+    // Damage of the backup itself is no such exception.
+    std::fs::remove_file(world.backups.join(&id).join("base.tar.zst")).unwrap();
+    refused(&world, "latest", &[&id], 4, &["is not good"]);
 }
