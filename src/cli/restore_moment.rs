@@ -50,15 +50,15 @@ pub(super) fn target(verb: &Restore) -> Result<Option<Target>> {
     Ok(Some(target))
 }
 
-/// The stores that may serve: the one that is wanted, else all.
+/// The stores that may serve, by name: the one that is wanted, else all.
 pub(super) fn worlds<'a>(
     app: &'a App,
     global: &'a Global,
-) -> impl Iterator<Item = Result<World>> + use<'a> {
+) -> impl Iterator<Item = (&'a str, Result<World>)> + use<'a> {
     let wanted = global.store.as_deref();
     let names = app.store_names().into_iter();
     let names = names.filter(move |name| wanted.is_none_or(|wanted| wanted == *name));
-    names.map(|name| world(app, name))
+    names.map(|name| (name, world(app, name)))
 }
 
 fn world(app: &App, name: &str) -> Result<World> {

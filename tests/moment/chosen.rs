@@ -1,12 +1,13 @@
-//! Which of several is taken, and what is said of it: restore points, base backups.
+//! Which of several is taken, and what is said of it: restore points, base backups, stores.
 
 use super::World;
-use super::refused::{refused, segments};
+use super::refused::{note_reached, now, refused, segments};
 use crate::base::{Copy, pgark, place};
-use crate::support::{Run, until};
+use crate::support::{Pgark, Run, run, until};
 use pgark::catalog::Manifest;
 use pgark::store::Key;
 use std::path::Path;
+use std::process::Command;
 
 /// The positions that a refusal lists.
 fn positions(told: &Run) -> Vec<String> {
@@ -98,4 +99,60 @@ fn base_backup_with_bad_checksums_serves_when_it_is_named() {
     // Damage of the backup itself is no such exception.
     std::fs::remove_file(world.backups.join(&id).join("base.tar.zst")).unwrap();
     refused(&world, "latest", &[&id], 4, &["is not good"]);
+}
+
+/// Both stores, and nothing else.
+fn from_both(config: &Path, at: &str) -> (Run, Vec<u32>) {
+    let (_keep, data) = place();
+    let path = data.display().to_string();
+    let args = ["restore", "--data-dir", &path, "--at", at, "-q"];
+    let told = Pgark::new(args).env("PGARK_CONFIG", config).run();
+    let told = told.assert_code(0);
+    (told, super::rows(&Copy::start(17, &data)))
+}
+
+#[test]
+fn another_store_serves_and_it_is_said_why_and_what_is_missing() {
+    let world = World::start(17);
+    world.base(&[]);
+    world.psql("INSERT INTO ledger VALUES (1, 0)");
+    let first = world.switch();
+    let (far, config) = (place(), world.backups.join("pgark.toml"));
+    let copy = |what: &Path, to: &Path| {
+        run(Command::new("cp").arg("-rT").arg(what).arg(to)).assert_code(0);
+    };
+    let far_store = far.0.join("store");
+    copy(world.backups.path(), &far_store);
+    world.psql("INSERT INTO ledger VALUES (2, 0)");
+    let second = world.switch();
+    let lsn = world.psql("SELECT pg_current_wal_flush_lsn()");
+    let noted = note_reached(&world, &lsn, &now(&world));
+    let tables = format!(
+        "[[store]]\nname = \"near\"\nbackup_dir = \"{}\"\n[[store]]\nname = \"far\"\nbackup_dir = \"{}\"\n",
+        world.backups.path().display(),
+        far_store.display()
+    );
+    std::fs::write(&config, tables).unwrap();
+    let missing = format!("{first}.zst");
+    std::fs::remove_file(world.wal.join(&missing)).unwrap();
+    let (told, found) = from_both(&config, "latest");
+    assert_eq!(found, [1]);
+    let told = told.assert_says(&format!("near does not serve: "));
+    let told = told.assert_says(&format!("{first} is missing in "));
+    let told = told.assert_says(&format!("near had come to LSN {lsn} of timeline 1"));
+    told.assert_says("far ends at LSN")
+        .assert_says(", after the commit of");
+    // Where nobody knows, that is said.
+    std::fs::rename(&noted, world.backups.join("away")).unwrap();
+    let (told, _) = from_both(&config, "latest");
+    told.assert_says("how far the WAL in near went is not known");
+    std::fs::rename(world.backups.join("away"), &noted).unwrap();
+    // Where nothing is missing, nothing is said of it.
+    let name = format!("{second}.zst");
+    let far_wal = far_store.join("wal").join(world.wal.file_name().unwrap());
+    std::fs::copy(world.wal.join(&name), far_wal.join(&name)).unwrap();
+    let (told, found) = from_both(&config, "latest");
+    assert_eq!(found, [1, 2]);
+    let told = told.assert_says("near does not serve: ");
+    assert!(!told.stderr.contains("had come to") && !told.stderr.contains("not known"));
 }

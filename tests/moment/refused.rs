@@ -30,7 +30,7 @@ pub(super) fn segments(world: &World) -> Vec<PathBuf> {
     found
 }
 
-fn now(world: &World) -> String {
+pub(super) fn now(world: &World) -> String {
     world.psql(
         "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
     )
@@ -133,6 +133,17 @@ fn missing_and_damaged(world: &World) {
     refused(world, "latest", &[], 4, &[]);
 }
 
+/// What the stream notes of its store; gives the file.
+pub(super) fn note_reached(world: &World, lsn: &str, time: &str) -> PathBuf {
+    let note = format!(r#"{{"timeline":1,"lsn":"{lsn}","time":"{time}"}}"#);
+    let system = world.wal.file_name().unwrap().to_str().unwrap().to_owned();
+    let folder = world.backups.join(".pgark");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("wal_{system}.json"));
+    std::fs::write(&path, note).unwrap();
+    path
+}
+
 #[test]
 fn time_after_the_last_commit_is_reached_where_the_stream_proves_that_nothing_came() {
     let world = World::start(17);
@@ -142,11 +153,7 @@ fn time_after_the_last_commit_is_reached_where_the_stream_proves_that_nothing_ca
     let lsn = world.psql("SELECT pg_current_wal_flush_lsn()");
     let time = now(&world);
     refused(&world, &time, &[], 5, &["cannot be reached"]);
-    let note = format!(r#"{{"timeline":1,"lsn":"{lsn}","time":"{time}"}}"#);
-    let system = world.wal.file_name().unwrap().to_str().unwrap().to_owned();
-    let folder = world.backups.join(".pgark");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join(format!("wal_{system}.json")), note).unwrap();
+    note_reached(&world, &lsn, &time);
     assert_eq!(world.ledger_at(&time, &[]), [1]);
     // The last record is the commit itself, and it came before.
     assert_eq!(world.ledger_at(&time, &["--exclusive"]), [1]);

@@ -328,18 +328,7 @@ impl<'a> Wanted<'a> {
         if reached.time < time || reached.timeline != line.history.timeline() {
             return Ok(false);
         }
-        let Some(last) = line.segments.len().checked_sub(1) else {
-            return Ok(reached.lsn <= line.from);
-        };
-        // Of an open file its length does not tell how much has come; that it had is noted.
-        let (_, held) = line.segments[last];
-        let size = line.source.size.bytes();
-        let filled = if held.is_whole() || held.open.is_some() {
-            size
-        } else {
-            line.read(last)?.filled
-        };
-        Ok(reached.lsn <= line.start(last).plus(filled))
+        line.reaches(reached.lsn)
     }
 
     fn event(
@@ -382,6 +371,23 @@ impl Moment<'_> {
     #[must_use]
     pub fn size(&self) -> SegmentSize {
         self.line.source.size
+    }
+
+    /// The last place that it comes to, and the newest end of a transaction in its WAL.
+    ///
+    /// # Errors
+    /// As [`Line::read`].
+    pub fn end(&self, cancel: &Token) -> Result<(Lsn, Option<Timestamp>)> {
+        let searched = Searched {
+            line: &self.line,
+            threads: 1,
+            cancel,
+        };
+        let at = match self.goal {
+            Goal::Lsn(lsn) => lsn,
+            Goal::Time(_) | Goal::BackupEnd => self.base.base.end_lsn,
+        };
+        Ok((at, searched.newest_before(0, Lsn(u64::MAX))?))
     }
 
     /// The settings of the server that say where to stop.
