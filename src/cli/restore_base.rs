@@ -72,6 +72,7 @@ fn find<T>(
                 continue;
             }
         };
+        warnings::older_timeline(&found);
         warnings::other_store(app, &refused, world, (&found, &target))?;
         let entry = found.base.entry;
         let work = Work {

@@ -1,4 +1,5 @@
-//! What is said before a restore to a moment that comes from another store than the first.
+//! What is said before a restore to a moment that is not quite what was asked for: it comes from
+//! another store than the first, or follows an older timeline than the newest.
 //!
 //! Invariant: a store that does not serve is never passed over without its reason, nor is what it had
 //! and the other one has not. Reads only.
@@ -15,6 +16,16 @@ use crate::units::Lsn;
 /// Says why a store is passed over.
 pub(super) fn not_served(name: &str, error: &Error) {
     note(&format!("warning: {name} does not serve: {}", error.fact));
+}
+
+/// Says that a newer timeline is not followed.
+pub(super) fn older_timeline(found: &Moment<'_>) {
+    if let Some(newest) = found.passed_over {
+        note(&format!(
+            "warning: no base backup that could serve lies on the history of timeline {newest}, the newest: timeline {} is followed",
+            found.timeline
+        ));
+    }
 }
 
 /// Says which store serves instead of those that refused, and of `latest` what may be missing.

@@ -209,6 +209,29 @@ fn a_moment_on_a_branch_that_was_left_is_refused_with_the_reason() {
     let old = ["--timeline", "1"];
     assert_eq!(world.ledger_at("left behind", &old), [1, 2, 3, 4, 5]);
     assert_eq!(world.ledger_at("latest", &old), [1, 2, 3, 4, 5]);
+    older_branch(&world);
+}
+
+/// A base backup that was taken on the old timeline after the new one had begun.
+fn older_branch(world: &World) {
+    let late = world.base(&[]);
+    world.psql("INSERT INTO ledger VALUES (6, 0)");
+    world.psql("SELECT pg_create_restore_point('late')");
+    world.psql("INSERT INTO ledger VALUES (7, 0)");
+    world.switch();
+    let reason = ["timeline 2, the newest", "--timeline 1"];
+    refused(world, "latest", &[&late], 5, &reason);
+    let chosen = [late.as_str(), "--timeline", "1"];
+    assert_eq!(world.ledger_at("latest", &chosen).last(), Some(&7));
+    // A moment that only this branch has is reached, and the other one is named.
+    let (_keep, data) = place();
+    world
+        .restore("late", &data, &[&late])
+        .assert_code(0)
+        .assert_says("warning: no base backup that could serve lies on the history of timeline 2")
+        .assert_says("timeline 1 is followed");
+    let copy = Copy::start(17, &data);
+    assert_eq!(super::rows(&copy), (1..=6).collect::<Vec<u32>>());
 }
 
 /// Puts what a copy has written into the store, its open segment with it.

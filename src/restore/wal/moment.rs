@@ -7,7 +7,8 @@
 //! time after the last commit): the position of the last whole record.
 //!
 //! Invariants: the base backup lies on the target's history and holds nothing from after the target;
-//! the WAL goes on without a gap to where the server will stop. Reads only.
+//! the WAL goes on without a gap to where the server will stop; an older branch than the newest is
+//! never followed in silence. Reads only.
 
 use std::ops::Range;
 
@@ -16,7 +17,7 @@ use jiff::Timestamp;
 pub use super::archive::{Archive, Candidate};
 use super::line::Line;
 use super::read::Source;
-use super::refusal::{too_early, unreachable};
+use super::refusal::{not_on_newest, too_early, unreachable};
 use super::search::Searched;
 use super::target::{Aim, Target};
 use crate::archive::Identities;
@@ -45,6 +46,8 @@ pub struct Moment<'a> {
     pub goal: Goal,
     pub exclusive: bool,
     pub timeline: Timeline,
+    /// The newest timeline, where another one is followed because no base backup lies on its history.
+    pub passed_over: Option<Timeline>,
     pub line: Line<'a>,
     /// The segments of the line that are needed.
     pub range: Range<usize>,
@@ -73,8 +76,14 @@ impl<'a> Wanted<'a> {
     /// that was given twice; `Damage` for WAL that is not right; as the store.
     pub fn find(&self, candidates: &[Candidate<'a>]) -> Result<Moment<'a>> {
         let (history, mut bases) = self.line_of(candidates)?;
+        let newest = self.archive.histories.keys().next_back().copied();
+        let passed_over =
+            newest.filter(|newest| self.timeline.is_none() && *newest > history.timeline());
+        if let (Some(newest), Aim::Latest) = (passed_over, &self.target.aim) {
+            return Err(not_on_newest(newest, history.timeline()));
+        }
         bases.sort_by_key(|one| std::cmp::Reverse(one.base.end_lsn));
-        match &self.target.aim {
+        let found = match &self.target.aim {
             Aim::Latest => self.latest(history, &bases),
             Aim::Lsn(lsn) => self.lsn(history, &bases, *lsn),
             Aim::Time { time, .. } => self.time(history, &bases, *time),
@@ -91,7 +100,11 @@ impl<'a> Wanted<'a> {
                 let wanted = |record: &Record| matches!(&record.event, Event::RestorePoint { name: found, .. } if found == name);
                 self.event(history, &bases, &wanted)
             }
-        }
+        }?;
+        Ok(Moment {
+            passed_over,
+            ..found
+        })
     }
 
     /// The history to follow, and the backups on it.
@@ -187,6 +200,7 @@ impl<'a> Wanted<'a> {
             goal,
             exclusive: self.target.exclusive,
             timeline: line.history.timeline(),
+            passed_over: None,
             line,
             range,
             stop,

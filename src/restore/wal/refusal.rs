@@ -153,6 +153,16 @@ pub(super) fn too_early(bases: &[Candidate<'_>], what: &str) -> Error {
     error.hint(first.unwrap_or_default())
 }
 
+/// Nothing says that the newest moment of an older branch is the one that is meant.
+pub(super) fn not_on_newest(newest: Timeline, other: Timeline) -> Error {
+    unreachable(format!(
+        "no base backup that could serve lies on the history of timeline {newest}, the newest"
+    ))
+    .hint(format!(
+        "--timeline {other} follows the older branch; `pgark backup --base` takes a backup of the newest"
+    ))
+}
+
 pub(super) fn unreachable(fact: String) -> Error {
     Error::new(Kind::Unreachable, fact)
 }
