@@ -137,7 +137,7 @@ fn another_store_serves_and_it_is_said_why_and_what_is_missing() {
     std::fs::remove_file(world.wal.join(&missing)).unwrap();
     let (told, found) = from_both(&config, "latest");
     assert_eq!(found, [1]);
-    let told = told.assert_says(&format!("near does not serve: "));
+    let told = told.assert_says("near does not serve: ");
     let told = told.assert_says(&format!("{first} is missing in "));
     let told = told.assert_says(&format!("near had come to LSN {lsn} of timeline 1"));
     told.assert_says("far ends at LSN")
