@@ -114,7 +114,7 @@ fn from_both(config: &Path, at: &str) -> (Run, Vec<u32>) {
 #[test]
 fn another_store_serves_and_it_is_said_why_and_what_is_missing() {
     let world = World::start(17);
-    world.base(&[]);
+    let id = world.base(&[]);
     world.psql("INSERT INTO ledger VALUES (1, 0)");
     let first = world.switch();
     let (far, config) = (place(), world.backups.join("pgark.toml"));
@@ -155,4 +155,13 @@ fn another_store_serves_and_it_is_said_why_and_what_is_missing() {
     assert_eq!(found, [1, 2]);
     let told = told.assert_says("near does not serve: ");
     assert!(!told.stderr.contains("had come to") && !told.stderr.contains("not known"));
+    // A base backup alone is no different.
+    std::fs::remove_dir_all(world.backups.join(&id)).unwrap();
+    let (_keep, data) = place();
+    let args = ["restore", &id, "--dry-run", "--data-dir"];
+    let args = args.into_iter().chain(data.to_str());
+    let told = Pgark::new(args).env("PGARK_CONFIG", &config).run();
+    told.assert_code(0)
+        .assert_says("near does not serve: there is no backup")
+        .assert_says(&format!("{id} is read from "));
 }
