@@ -3,10 +3,10 @@
 use super::World;
 use super::refused::{note_reached, now, refused, segments};
 use crate::base::{Copy, pgark, place};
-use crate::support::{Pgark, Run, run, until};
+use crate::support::{Pgark, Run, TempDir, run, until};
 use pgark::catalog::Manifest;
 use pgark::store::Key;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The positions that a refusal lists.
@@ -101,6 +101,20 @@ fn base_backup_with_bad_checksums_serves_when_it_is_named() {
     refused(&world, "latest", &[&id], 4, &["is not good"]);
 }
 
+/// A copy of the store as it is now, and the configuration with both: `near`, then `far`.
+fn second_store(world: &World) -> (TempDir, PathBuf) {
+    let (keep, near) = (TempDir::new(), world.backups.path());
+    let (far, config) = (keep.join("far"), keep.join("pgark.toml"));
+    run(Command::new("cp").arg("-rT").arg(near).arg(&far)).assert_code(0);
+    let table = |name: &str, dir: &Path| {
+        let dir = dir.display();
+        format!("[[store]]\nname = \"{name}\"\nbackup_dir = \"{dir}\"\n")
+    };
+    let tables = table("near", near) + &table("far", &far);
+    std::fs::write(&config, tables).unwrap();
+    (keep, config)
+}
+
 /// Both stores, and nothing else.
 fn from_both(config: &Path, at: &str) -> (Run, Vec<u32>) {
     let (_keep, data) = place();
@@ -117,22 +131,11 @@ fn another_store_serves_and_it_is_said_why_and_what_is_missing() {
     let id = world.base(&[]);
     world.psql("INSERT INTO ledger VALUES (1, 0)");
     let first = world.switch();
-    let (far, config) = (place(), world.backups.join("pgark.toml"));
-    let copy = |what: &Path, to: &Path| {
-        run(Command::new("cp").arg("-rT").arg(what).arg(to)).assert_code(0);
-    };
-    let far_store = far.0.join("store");
-    copy(world.backups.path(), &far_store);
+    let (keep, config) = second_store(&world);
     world.psql("INSERT INTO ledger VALUES (2, 0)");
     let second = world.switch();
     let lsn = world.psql("SELECT pg_current_wal_flush_lsn()");
     let noted = note_reached(&world, &lsn, &now(&world));
-    let tables = format!(
-        "[[store]]\nname = \"near\"\nbackup_dir = \"{}\"\n[[store]]\nname = \"far\"\nbackup_dir = \"{}\"\n",
-        world.backups.path().display(),
-        far_store.display()
-    );
-    std::fs::write(&config, tables).unwrap();
     let missing = format!("{first}.zst");
     std::fs::remove_file(world.wal.join(&missing)).unwrap();
     let (told, found) = from_both(&config, "latest");
@@ -149,7 +152,7 @@ fn another_store_serves_and_it_is_said_why_and_what_is_missing() {
     std::fs::rename(world.backups.join("away"), &noted).unwrap();
     // Where nothing is missing, nothing is said of it.
     let name = format!("{second}.zst");
-    let far_wal = far_store.join("wal").join(world.wal.file_name().unwrap());
+    let far_wal = keep.join("far/wal").join(world.wal.file_name().unwrap());
     std::fs::copy(world.wal.join(&name), far_wal.join(&name)).unwrap();
     let (told, found) = from_both(&config, "latest");
     assert_eq!(found, [1, 2]);
@@ -164,4 +167,22 @@ fn another_store_serves_and_it_is_said_why_and_what_is_missing() {
     told.assert_code(0)
         .assert_says("near does not serve: there is no backup")
         .assert_says(&format!("{id} is read from "));
+}
+
+#[test]
+fn store_that_knows_one_of_two_restore_points_is_not_asked_instead() {
+    let world = World::start(17);
+    world.base(&[]);
+    world.psql("SELECT pg_create_restore_point('twice')");
+    world.switch();
+    let (_stores, config) = second_store(&world);
+    world.psql("INSERT INTO ledger VALUES (1, 0)");
+    world.psql("SELECT pg_create_restore_point('twice')");
+    world.switch();
+    let (_keep, data) = place();
+    let args = ["restore", "--at", "twice", "--data-dir"];
+    let args = args.into_iter().chain(data.to_str());
+    let told = Pgark::new(args).env("PGARK_CONFIG", &config).run();
+    told.assert_code(2).assert_says("was given 2 times");
+    assert!(!data.exists());
 }
