@@ -41,13 +41,15 @@ impl Kind {
     }
 }
 
-/// Why a store refused, where a caller decides by it.
+/// Why a store refused, or a search in it, where a caller decides by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// The name is taken; nothing was overwritten.
     Exists,
     /// The disk or the quota is full.
     NoSpace,
+    /// Several fit what was asked for: the caller must say which, and no other store knows it.
+    Ambiguous,
 }
 
 /// A failure with its way out.

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 mod by_hand;
+mod chosen;
 mod ledger;
 mod refused;
 mod started;
+mod tools;
 mod wal_get;
 
 const SETTINGS: &[&str] = &[
@@ -27,6 +29,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn start(major: u32) -> World {
+        World::start_prepared(major, None)
+    }
+
+    /// `prepare` runs on the data directory before the start.
+    pub(crate) fn start_prepared(major: u32, prepare: Option<&dyn Fn(&Path)>) -> World {
         let settings = if major >= 17 {
             SETTINGS
         } else {
@@ -34,6 +41,7 @@ impl World {
         };
         let setup = Setup {
             settings,
+            prepare,
             ..Setup::default()
         };
         let server = Server::start_with(major, &setup);

@@ -18,6 +18,7 @@ mod restore;
 mod restore_base;
 mod restore_moment;
 mod restore_page;
+mod restore_warnings;
 mod serve;
 mod service;
 mod wal;

@@ -7,11 +7,12 @@ use serde_json::json;
 
 use super::args::{Global, Restore};
 use super::restore_moment::{self as moment, Summary};
+use super::restore_warnings as warnings;
 use super::{note, print, print_json};
 use crate::app::App;
 use crate::catalog::base::{BAD_CHECKSUMS, chain};
 use crate::catalog::list::{Catalog, Entry};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Cause, Error, Kind, Result};
 use crate::postgres::started;
 use crate::progress::Reporter;
 use crate::restore::base::{self, Order, Plan};
@@ -55,8 +56,8 @@ fn find<T>(
         };
         return then(work);
     };
-    let mut refused: Option<Error> = None;
-    for world in moment::worlds(app, global) {
+    let mut refused: Vec<(&str, Error)> = Vec::new();
+    for (name, world) in moment::worlds(app, global) {
         let found = match &world {
             Ok(world) => world.find(app, verb, &target).map(|found| (world, found)),
             Err(error) => Err(error.clone()),
@@ -64,14 +65,15 @@ fn find<T>(
         let (world, found) = match found {
             Ok(found) => found,
             Err(error) if matches!(error.kind, Kind::Signal(_)) => return Err(error),
+            // A store with less WAL would only not know of it.
+            Err(error) if error.cause == Some(Cause::Ambiguous) => return Err(error),
             Err(error) => {
-                refused.get_or_insert(error);
+                refused.push((name, error));
                 continue;
             }
         };
-        if refused.is_some() {
-            note(&format!("it is read from {}", world.store.describe()));
-        }
+        warnings::older_timeline(&found);
+        warnings::other_store(app, &refused, world, (&found, &target))?;
         let entry = found.base.entry;
         let work = Work {
             store: world.store.as_ref(),
@@ -82,7 +84,8 @@ fn find<T>(
         };
         return then(work);
     }
-    Err(refused.unwrap_or_else(|| Error::usage("there is no store")))
+    let first = refused.into_iter().next();
+    Err(first.map_or_else(|| Error::usage("there is no store"), |(_, error)| error))
 }
 
 /// A restore whose parts were found.
@@ -258,11 +261,12 @@ fn locate(app: &App, verb: &Restore, global: &Global) -> Result<Located> {
         Ok((store, catalog, entry))
     };
     let found = find(global.store.as_deref());
-    if found.is_ok() || global.store.is_some() {
+    let (Err(error), None) = (&found, &global.store) else {
         return found;
-    }
+    };
     for name in app.others() {
         if let Ok(other) = find(Some(name)) {
+            warnings::not_served(app.first(), error);
             note(&format!(
                 "{} is read from {}",
                 other.2.id,
@@ -284,7 +288,12 @@ fn choose(catalog: &Catalog, backup: &str) -> Result<Entry> {
         }
         return Ok(entry.clone());
     }
-    let entry = catalog.find(backup)?;
+    named(catalog, backup).cloned()
+}
+
+/// The base backup that was asked for by name: it may be the only copy there is.
+pub(super) fn named<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Entry> {
+    let entry = catalog.find(id)?;
     if entry.kind != BackupKind::Base {
         return Err(Error::usage(format!("{} is no base backup", entry.id))
             .hint("--data-dir takes a base backup; without it, a dump goes into a new database"));
@@ -295,8 +304,7 @@ fn choose(catalog: &Catalog, backup: &str) -> Result<Entry> {
             .hint("`pgark list` shows the others"));
     }
     if !entry.good {
-        // Asked for by name, it may be the only copy there is.
         note(&format!("warning: {}: {reason}", entry.id));
     }
-    Ok(entry.clone())
+    Ok(entry)
 }

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 use super::args::{Global, Restore, WalMode};
 use super::note;
+use super::restore_base::named;
 use crate::app::App;
 use crate::catalog::layout::WalFile;
-use crate::catalog::list::{Catalog, Entry};
+use crate::catalog::list::Catalog;
+use crate::config::{Environment, Place};
 use crate::error::{Error, Kind, Result};
 use crate::restore::base::Recovery;
 use crate::restore::wal::fetch::Fetch;
@@ -22,6 +24,8 @@ use crate::units::{BackupKind, ByteSize, SystemId};
 
 /// Segments that `wal-get` fetches ahead of a server.
 const PREFETCH: u16 = 16;
+/// What the client of S3 heeds, in capitals or in small letters.
+const PROXIES: [&str; 4] = ["ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
 
 /// A store, and what was found in it.
 pub(super) struct World {
@@ -46,15 +50,15 @@ pub(super) fn target(verb: &Restore) -> Result<Option<Target>> {
     Ok(Some(target))
 }
 
-/// The stores that may serve: the one that is wanted, else all.
+/// The stores that may serve, by name: the one that is wanted, else all.
 pub(super) fn worlds<'a>(
     app: &'a App,
     global: &'a Global,
-) -> impl Iterator<Item = Result<World>> + use<'a> {
+) -> impl Iterator<Item = (&'a str, Result<World>)> + use<'a> {
     let wanted = global.store.as_deref();
     let names = app.store_names().into_iter();
     let names = names.filter(move |name| wanted.is_none_or(|wanted| wanted == *name));
-    names.map(|name| world(app, name))
+    names.map(|name| (name, world(app, name)))
 }
 
 fn world(app: &App, name: &str) -> Result<World> {
@@ -86,7 +90,7 @@ impl World {
         let wanted = app.own_id(&verb.backup);
         let chosen = match wanted {
             "latest" => None,
-            id => Some(self.chosen(id)?),
+            id => Some(named(&self.catalog, id)?),
         };
         let mut refused = None;
         for (system, archive) in &self.archives {
@@ -136,20 +140,6 @@ impl World {
         }))
     }
 
-    fn chosen(&self, id: &str) -> Result<&Entry> {
-        let entry = self.catalog.find(id)?;
-        if entry.kind != BackupKind::Base {
-            return Err(Error::usage(format!("{} is no base backup", entry.id))
-                .hint("--data-dir takes a base backup; `latest` chooses the one that fits --at"));
-        }
-        if !entry.good {
-            let reason = entry.reason.as_deref().unwrap_or("its state is unknown");
-            return Err(Error::damage(format!("{} is not good: {reason}", entry.id))
-                .hint("`pgark list` shows the others; `latest` chooses a good one"));
-        }
-        Ok(entry)
-    }
-
     fn archive(&self, moment: &Moment<'_>) -> Option<&Archive> {
         let system = moment.line.source.system;
         let mut archives = self.archives.iter();
@@ -196,7 +186,8 @@ pub(super) fn summary(moment: &Moment<'_>, verb: &Restore) -> Summary {
         let _ = writeln!(text, "  {name} = '{value}'");
     }
     if let Some(stop) = &moment.stop {
-        let _ = writeln!(text, "  stops at the record of LSN {}", stop.lsn);
+        let (lsn, time) = (stop.lsn, stop.event.time());
+        let _ = writeln!(text, "  stops at the record of LSN {lsn} ({time})");
     }
     let settings: serde_json::Map<String, Value> = moment
         .settings()
@@ -280,38 +271,22 @@ fn restore_command(
     world: &World,
     (verb, global): (&Restore, &Global),
 ) -> Result<String> {
-    let (plain, secrets) = app.config.environment.split();
-    let mut command = String::new();
-    let wanted = |name: &str| {
-        [
-            "S3_",
-            "AWS_",
-            "BACKUP_S3_",
-            "BACKUP_IDENTITY",
-            "BACKUP_DIR",
-            "PGARK_CONFIG",
-        ]
+    let name = world.store.name();
+    let stores = &app.config.stores;
+    let is_remote = stores
         .iter()
-        .any(|prefix| name.starts_with(prefix))
-    };
-    let mut handed: Vec<String> = Vec::new();
-    for (name, value) in plain.iter().filter(|(name, _)| wanted(name)) {
-        handed.push(format!("{name}={value}"));
-    }
+        .any(|one| one.name == name && matches!(one.place, Place::S3(_)));
+    let (handed, kept) = handed(&app.config.environment, is_remote);
+    let mut command = String::new();
     if !handed.is_empty() {
         command.push_str("env ");
         for pair in handed {
             let _ = write!(command, "{} ", quoted(&pair));
         }
     }
-    let kept: Vec<&str> = secrets
-        .keys()
-        .map(String::as_str)
-        .filter(|name| wanted(name))
-        .collect();
     if !kept.is_empty() {
         note(&format!(
-            "warning: the server's own environment must hold {}: no secret is written into its settings",
+            "warning: the server's own environment must hold {}: no secret is written into its settings, nor a proxy, whose URL may hold one",
             kept.join(", ")
         ));
     }
@@ -320,7 +295,7 @@ fn restore_command(
     let _ = write!(
         command,
         " wal-get --prefetch {PREFETCH} --store {}",
-        quoted(world.store.name())
+        quoted(name)
     );
     if let Some(file) = &global.config {
         let _ = write!(command, " --config {}", quoted(&absolute(file)?));
@@ -333,6 +308,33 @@ fn restore_command(
     }
     command.push_str(" %f %p");
     Ok(command)
+}
+
+/// The variables that `wal-get` needs: those that go into its command, as `NAME=value`, and the names
+/// of those that it must find in the server's environment, since they are or may hold a secret.
+fn handed(environment: &Environment, is_remote: bool) -> (Vec<String>, Vec<String>) {
+    let (plain, secrets) = environment.split();
+    let wanted = |name: &str| {
+        [
+            "S3_",
+            "AWS_",
+            "BACKUP_S3_",
+            "BACKUP_IDENTITY",
+            "BACKUP_DIR",
+            "PGARK_CONFIG",
+        ]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+    };
+    let is_proxy = |name: &str| is_remote && PROXIES.contains(&name.to_uppercase().as_str());
+    let pairs = plain.iter().filter(|(name, _)| wanted(name));
+    let pairs = pairs.map(|(name, value)| format!("{name}={value}"));
+    let secret = secrets.keys().filter(|name| wanted(name));
+    let proxies = plain
+        .iter()
+        .filter(|(name, value)| is_proxy(name) && !value.is_empty());
+    let kept = secret.chain(proxies.map(|(name, _)| name)).cloned();
+    (pairs.collect(), kept.collect())
 }
 
 fn absolute(path: &Path) -> Result<String> {
@@ -351,5 +353,23 @@ mod tests {
     #[test]
     fn words_come_through_shell_and_server_as_they_are() {
         assert_eq!(quoted("/a b/it's 100%"), "'/a b/it'\\''s 100%%'");
+    }
+
+    #[test]
+    fn secrets_and_proxies_are_named_and_not_handed_over() {
+        let environment = Environment::from_pairs([
+            ("S3_BUCKET", "b"),
+            ("AWS_SECRET_ACCESS_KEY", "s3cret"),
+            ("DB_PASSWORD", "s3cret"),
+            ("HTTPS_PROXY", "http://me:s3cret@proxy:3128"),
+            ("HTTP_PROXY", ""),
+            ("no_proxy", "db"),
+        ]);
+        let (pairs, kept) = handed(&environment, true);
+        assert_eq!(pairs, ["S3_BUCKET=b"]);
+        assert_eq!(kept, ["AWS_SECRET_ACCESS_KEY", "HTTPS_PROXY", "no_proxy"]);
+        // Nobody goes through a proxy to a directory.
+        let (_, kept) = handed(&environment, false);
+        assert_eq!(kept, ["AWS_SECRET_ACCESS_KEY"]);
     }
 }

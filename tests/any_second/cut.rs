@@ -93,4 +93,12 @@ fn wal_catches_up_after_the_way_to_the_bucket_was_cut() {
     });
     stream.signal("TERM");
     stream.wait().assert_code(0);
+    // A server that would ask wal-get needs what is not written into its settings.
+    let plan = "restore --data-dir /nonexistent/x --at latest --store s3 --wal get --dry-run";
+    let plan: Vec<&str> = plan.split(' ').collect();
+    bucket(&plan)
+        .env("NO_PROXY", "127.0.0.1")
+        .run()
+        .assert_code(0)
+        .assert_says("must hold AWS_SECRET_ACCESS_KEY, NO_PROXY: no secret");
 }

@@ -156,6 +156,11 @@ fn write_on(server: &Server, before: usize) -> Vec<u64> {
     let writers = Writers::start(server, 2);
     until("some rows", || ledger(server).len() > before + 200);
     drop(writers);
+    // A session ends a while after its client, and commits until then.
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO %'";
+    until("the writers to be gone", || {
+        server.psql("postgres", sessions) == "0"
+    });
     Stage::caught_up(server);
     ledger(server)
 }

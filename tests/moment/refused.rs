@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// Refused with this code and these words; the directory is as it was.
 #[track_caller]
-fn refused(world: &World, at: &str, more: &[&str], code: i32, words: &[&str]) -> Run {
+pub(super) fn refused(world: &World, at: &str, more: &[&str], code: i32, words: &[&str]) -> Run {
     let (keep, data) = place();
     let mut done = world.restore(at, &data, more).assert_code(code);
     for word in words {
@@ -20,7 +20,7 @@ fn refused(world: &World, at: &str, more: &[&str], code: i32, words: &[&str]) ->
 }
 
 /// The whole segments of the store, in order.
-fn segments(world: &World) -> Vec<PathBuf> {
+pub(super) fn segments(world: &World) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(&world.wal).unwrap().flatten();
     let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     found.retain(|path| {
@@ -30,7 +30,7 @@ fn segments(world: &World) -> Vec<PathBuf> {
     found
 }
 
-fn now(world: &World) -> String {
+pub(super) fn now(world: &World) -> String {
     world.psql(
         "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
     )
@@ -133,6 +133,17 @@ fn missing_and_damaged(world: &World) {
     refused(world, "latest", &[], 4, &[]);
 }
 
+/// What the stream notes of its store; gives the file.
+pub(super) fn note_reached(world: &World, lsn: &str, time: &str) -> PathBuf {
+    let note = format!(r#"{{"timeline":1,"lsn":"{lsn}","time":"{time}"}}"#);
+    let system = world.wal.file_name().unwrap().to_str().unwrap().to_owned();
+    let folder = world.backups.join(".pgark");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("wal_{system}.json"));
+    std::fs::write(&path, note).unwrap();
+    path
+}
+
 #[test]
 fn time_after_the_last_commit_is_reached_where_the_stream_proves_that_nothing_came() {
     let world = World::start(17);
@@ -142,12 +153,10 @@ fn time_after_the_last_commit_is_reached_where_the_stream_proves_that_nothing_ca
     let lsn = world.psql("SELECT pg_current_wal_flush_lsn()");
     let time = now(&world);
     refused(&world, &time, &[], 5, &["cannot be reached"]);
-    let note = format!(r#"{{"timeline":1,"lsn":"{lsn}","time":"{time}"}}"#);
-    let system = world.wal.file_name().unwrap().to_str().unwrap().to_owned();
-    let folder = world.backups.join(".pgark");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join(format!("wal_{system}.json")), note).unwrap();
+    note_reached(&world, &lsn, &time);
     assert_eq!(world.ledger_at(&time, &[]), [1]);
+    // The last record is the commit itself, and it came before.
+    assert_eq!(world.ledger_at(&time, &["--exclusive"]), [1]);
     // Nothing is proven for a moment later.
     let later = now(&world);
     refused(&world, &later, &[], 5, &["cannot be reached"]);
@@ -200,6 +209,29 @@ fn a_moment_on_a_branch_that_was_left_is_refused_with_the_reason() {
     let old = ["--timeline", "1"];
     assert_eq!(world.ledger_at("left behind", &old), [1, 2, 3, 4, 5]);
     assert_eq!(world.ledger_at("latest", &old), [1, 2, 3, 4, 5]);
+    older_branch(&world);
+}
+
+/// A base backup that was taken on the old timeline after the new one had begun.
+fn older_branch(world: &World) {
+    let late = world.base(&[]);
+    world.psql("INSERT INTO ledger VALUES (6, 0)");
+    world.psql("SELECT pg_create_restore_point('late')");
+    world.psql("INSERT INTO ledger VALUES (7, 0)");
+    world.switch();
+    let reason = ["timeline 2, the newest", "--timeline 1"];
+    refused(world, "latest", &[&late], 5, &reason);
+    let chosen = [late.as_str(), "--timeline", "1"];
+    assert_eq!(world.ledger_at("latest", &chosen).last(), Some(&7));
+    // A moment that only this branch has is reached, and the other one is named.
+    let (_keep, data) = place();
+    world
+        .restore("late", &data, &[&late])
+        .assert_code(0)
+        .assert_says("warning: no base backup that could serve lies on the history of timeline 2")
+        .assert_says("timeline 1 is followed");
+    let copy = Copy::start(17, &data);
+    assert_eq!(super::rows(&copy), (1..=6).collect::<Vec<u32>>());
 }
 
 /// Puts what a copy has written into the store, its open segment with it.

@@ -21,6 +21,18 @@ pub enum Event {
     RestorePoint { name: String, time: Timestamp },
 }
 
+impl Event {
+    /// When it happened, by the server's clock.
+    #[must_use]
+    pub fn time(&self) -> Timestamp {
+        match self {
+            Event::Commit { time, .. }
+            | Event::Abort { time, .. }
+            | Event::RestorePoint { time, .. } => *time,
+        }
+    }
+}
+
 pub(super) const MANAGER_XLOG: u8 = 0;
 pub(super) const MANAGER_XACT: u8 = 1;
 pub(super) const XLOG_SWITCH: u8 = 0x40;

@@ -1,5 +1,5 @@
 //! What keeps a restored server from reaching into production, and makes it recover to the
-//! backup's own end, or to a moment behind it. Pure.
+//! backup's own end, or to a moment behind it, without a delay. Pure.
 //!
 //! Lines for the end of `postgresql.auto.conf`, which is read last: of several values for one
 //! setting, the last one counts.
@@ -30,6 +30,8 @@ pub(super) fn settings(version: u32, recovery: Option<&Recovery<'_>>) -> String 
         ("primary_slot_name", ""),
         ("synchronous_standby_names", ""),
         ("max_logical_replication_workers", "0"),
+        // A backup of a standby that lags on purpose brings its delay along.
+        ("recovery_min_apply_delay", "0"),
         // All that is needed lies in pg_wal; an empty command is refused.
         ("restore_command", "false"),
         ("recovery_target_name", ""),
@@ -120,6 +122,7 @@ mod tests {
             "primary_conninfo = ''",
             "synchronous_standby_names = ''",
             "max_logical_replication_workers = '0'",
+            "recovery_min_apply_delay = '0'",
             "restore_command = 'false'",
             "recovery_target = 'immediate'",
         ] {

@@ -100,6 +100,24 @@ impl<'a> Line<'a> {
             .min(self.segments.len())
     }
 
+    /// Whether it holds the bytes up to this position, as far as lengths tell.
+    ///
+    /// # Errors
+    /// As [`Line::read`].
+    pub fn reaches(&self, lsn: Lsn) -> Result<bool> {
+        let Some(last) = self.segments.len().checked_sub(1) else {
+            return Ok(lsn <= self.from);
+        };
+        // Of an open file its length does not tell how much has come; that it had is noted.
+        let (_, held) = self.segments[last];
+        let filled = if held.is_whole() || held.open.is_some() {
+            self.source.size.bytes()
+        } else {
+            self.read(last)?.filled
+        };
+        Ok(lsn <= self.start(last).plus(filled))
+    }
+
     /// The segments that hold the bytes from the beginning up to `end`, which is not among them.
     #[must_use]
     pub fn until(&self, end: Lsn) -> Range<usize> {

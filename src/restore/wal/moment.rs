@@ -2,11 +2,13 @@
 //! which everything was found to be there.
 //!
 //! The server gets a target at which an end of WAL before it is fatal, so that it never promotes too
-//! early. What it cannot find itself (a time after the last commit) becomes the position of the
-//! last whole record.
+//! early. A transaction and a restore point become the position of their record: the one that was
+//! found, whatever else goes by that number or name. So does what the server cannot find itself (a
+//! time after the last commit): the position of the last whole record.
 //!
 //! Invariants: the base backup lies on the target's history and holds nothing from after the target;
-//! the WAL goes on without a gap to where the server will stop. Reads only.
+//! the WAL goes on without a gap to where the server will stop; an older branch than the newest is
+//! never followed in silence. Reads only.
 
 use std::ops::Range;
 
@@ -15,7 +17,7 @@ use jiff::Timestamp;
 pub use super::archive::{Archive, Candidate};
 use super::line::Line;
 use super::read::Source;
-use super::refusal::{too_early, unreachable};
+use super::refusal::{not_on_newest, too_early, unreachable};
 use super::search::Searched;
 use super::target::{Aim, Target};
 use crate::archive::Identities;
@@ -34,8 +36,6 @@ const LOOK_BACK: u64 = 64;
 pub enum Goal {
     Lsn(Lsn),
     Time(Timestamp),
-    Xid(u64),
-    Name(String),
     /// The end of the backup itself: nothing came after it.
     BackupEnd,
 }
@@ -46,6 +46,8 @@ pub struct Moment<'a> {
     pub goal: Goal,
     pub exclusive: bool,
     pub timeline: Timeline,
+    /// The newest timeline, where another one is followed because no base backup lies on its history.
+    pub passed_over: Option<Timeline>,
     pub line: Line<'a>,
     /// The segments of the line that are needed.
     pub range: Range<usize>,
@@ -70,12 +72,18 @@ impl<'a> Wanted<'a> {
     /// Finds the base backup and the WAL. `candidates` are good, of one cluster.
     ///
     /// # Errors
-    /// `Unreachable`, with the nearest moment that can be reached; `Damage` for WAL that is not right;
-    /// as the store.
+    /// `Unreachable`, with the nearest moment that can be reached; `Usage` for a restore point's name
+    /// that was given twice; `Damage` for WAL that is not right; as the store.
     pub fn find(&self, candidates: &[Candidate<'a>]) -> Result<Moment<'a>> {
         let (history, mut bases) = self.line_of(candidates)?;
+        let newest = self.archive.histories.keys().next_back().copied();
+        let passed_over =
+            newest.filter(|newest| self.timeline.is_none() && *newest > history.timeline());
+        if let (Some(newest), Aim::Latest) = (passed_over, &self.target.aim) {
+            return Err(not_on_newest(newest, history.timeline()));
+        }
         bases.sort_by_key(|one| std::cmp::Reverse(one.base.end_lsn));
-        match &self.target.aim {
+        let found = match &self.target.aim {
             Aim::Latest => self.latest(history, &bases),
             Aim::Lsn(lsn) => self.lsn(history, &bases, *lsn),
             Aim::Time { time, .. } => self.time(history, &bases, *time),
@@ -86,13 +94,17 @@ impl<'a> Wanted<'a> {
                     Event::Commit { xid, .. } | Event::Abort { xid, .. } => xid == low,
                     Event::RestorePoint { .. } => false,
                 };
-                self.event(history, &bases, &wanted, Goal::Xid(*xid))
+                self.event(history, &bases, &wanted)
             }
             Aim::Name(name) => {
                 let wanted = |record: &Record| matches!(&record.event, Event::RestorePoint { name: found, .. } if found == name);
-                self.event(history, &bases, &wanted, Goal::Name(name.clone()))
+                self.event(history, &bases, &wanted)
             }
-        }
+        }?;
+        Ok(Moment {
+            passed_over,
+            ..found
+        })
     }
 
     /// The history to follow, and the backups on it.
@@ -188,6 +200,7 @@ impl<'a> Wanted<'a> {
             goal,
             exclusive: self.target.exclusive,
             timeline: line.history.timeline(),
+            passed_over: None,
             line,
             range,
             stop,
@@ -201,10 +214,15 @@ impl<'a> Wanted<'a> {
     }
 
     fn as_far_as_it_goes(&self, base: Candidate<'a>, line: Line<'a>) -> Result<Moment<'a>> {
-        match self.end(base, &line)? {
-            Some((begin, end)) => self.moment(base, line, Goal::Lsn(begin), end, None),
-            None => self.moment(base, line, Goal::BackupEnd, base.base.end_lsn, None),
-        }
+        let (goal, until) = match self.end(base, &line)? {
+            Some((begin, end)) => (Goal::Lsn(begin), end),
+            None => (Goal::BackupEnd, base.base.end_lsn),
+        };
+        Ok(Moment {
+            // Nothing in it is to be left out, and its last record may be a commit.
+            exclusive: false,
+            ..self.moment(base, line, goal, until, None)?
+        })
     }
 
     fn latest(&self, history: &'a TimelineHistory, bases: &[Candidate<'a>]) -> Result<Moment<'a>> {
@@ -324,18 +342,7 @@ impl<'a> Wanted<'a> {
         if reached.time < time || reached.timeline != line.history.timeline() {
             return Ok(false);
         }
-        let Some(last) = line.segments.len().checked_sub(1) else {
-            return Ok(reached.lsn <= line.from);
-        };
-        // Of an open file its length does not tell how much has come; that it had is noted.
-        let (_, held) = line.segments[last];
-        let size = line.source.size.bytes();
-        let filled = if held.is_whole() || held.open.is_some() {
-            size
-        } else {
-            line.read(last)?.filled
-        };
-        Ok(reached.lsn <= line.start(last).plus(filled))
+        line.reaches(reached.lsn)
     }
 
     fn event(
@@ -343,7 +350,6 @@ impl<'a> Wanted<'a> {
         history: &'a TimelineHistory,
         bases: &[Candidate<'a>],
         wanted: &(dyn Fn(&Record) -> bool + Sync),
-        goal: Goal,
     ) -> Result<Moment<'a>> {
         let mut limit = Lsn(u64::MAX);
         for base in bases {
@@ -352,7 +358,8 @@ impl<'a> Wanted<'a> {
                 record.lsn >= base.base.end_lsn && wanted(record)
             })?;
             if let Some(stop) = found {
-                let until = stop.end;
+                self.ensure_only(&line, &stop, limit, wanted)?;
+                let (goal, until) = (Goal::Lsn(stop.lsn), stop.end);
                 return self.moment(*base, line, goal, until, Some(stop));
             }
             limit = base.base.end_lsn;
@@ -380,21 +387,32 @@ impl Moment<'_> {
         self.line.source.size
     }
 
+    /// The last place that it comes to, and the newest end of a transaction in its WAL.
+    ///
+    /// # Errors
+    /// As [`Line::read`].
+    pub fn end(&self, cancel: &Token) -> Result<(Lsn, Option<Timestamp>)> {
+        let searched = Searched {
+            line: &self.line,
+            threads: 1,
+            cancel,
+        };
+        let at = match self.goal {
+            Goal::Lsn(lsn) => lsn,
+            Goal::Time(_) | Goal::BackupEnd => self.base.base.end_lsn,
+        };
+        Ok((at, searched.newest_before(0, Lsn(u64::MAX))?))
+    }
+
     /// The settings of the server that say where to stop.
     #[must_use]
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let (name, value) = match &self.goal {
             Goal::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string()),
             Goal::Time(time) => ("recovery_target_time", format_time(*time)),
-            Goal::Xid(xid) => ("recovery_target_xid", xid.to_string()),
-            Goal::Name(name) => ("recovery_target_name", name.clone()),
             Goal::BackupEnd => ("recovery_target", "immediate".to_owned()),
         };
-        let inclusive = if self.exclusive && !matches!(self.goal, Goal::BackupEnd) {
-            "off"
-        } else {
-            "on"
-        };
+        let inclusive = if self.exclusive { "off" } else { "on" };
         vec![
             (name, value),
             ("recovery_target_inclusive", inclusive.to_owned()),

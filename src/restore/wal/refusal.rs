@@ -3,7 +3,10 @@
 use super::line::Line;
 use super::moment::{Candidate, Wanted};
 use super::search::Searched;
-use crate::error::{Error, Kind, Result};
+use super::target::Aim;
+use crate::archive::wal::Record;
+use crate::error::{Cause, Error, Kind, Result};
+use crate::units::{Lsn, Timeline};
 
 impl<'a> Wanted<'a> {
     /// What is not in the line: where it ends, and whether another branch has it.
@@ -51,6 +54,46 @@ impl<'a> Wanted<'a> {
         )))
     }
 
+    /// A restore point's name may have been given twice: refused, unless what was found first is the
+    /// only one of it before `limit`.
+    pub(super) fn ensure_only(
+        &self,
+        line: &Line<'a>,
+        first: &Record,
+        limit: Lsn,
+        wanted: &(dyn Fn(&Record) -> bool + Sync),
+    ) -> Result<()> {
+        let Aim::Name(_) = &self.target.aim else {
+            return Ok(());
+        };
+        let behind = line.place(first.lsn)..line.until(limit).end;
+        let others = self
+            .searched(line)
+            .all(behind, &|record| record.lsn > first.lsn && wanted(record));
+        let others = others.map_err(|error| match error.kind {
+            // What is wrong with WAL behind it must not keep it from coming back.
+            Kind::Damage => error.hint(format!(
+                "whether {} was given once more behind {} cannot be told: --at {} takes this one",
+                self.target.aim,
+                place(first),
+                first.lsn
+            )),
+            _ => error,
+        })?;
+        let Some(last) = others.last() else {
+            return Ok(());
+        };
+        let places: Vec<String> = std::iter::once(first).chain(&others).map(place).collect();
+        Err(Error::usage(format!(
+            "{} was given {} times: {}",
+            self.target.aim,
+            places.len(),
+            places.join(", ")
+        ))
+        .hint(format!("--at {} takes the last of them", last.lsn))
+        .cause(Cause::Ambiguous))
+    }
+
     /// Whether another branch has it.
     fn elsewhere(
         &self,
@@ -91,6 +134,11 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// Where a restore point lies, and when it was made.
+fn place(record: &Record) -> String {
+    format!("LSN {} ({})", record.lsn, record.event.time())
+}
+
 pub(super) fn too_early(bases: &[Candidate<'_>], what: &str) -> Error {
     let first = bases.last().map(|one| {
         let at = one.entry.finished_at.unwrap_or(one.entry.started_at);
@@ -103,6 +151,16 @@ pub(super) fn too_early(bases: &[Candidate<'_>], what: &str) -> Error {
         "{what} lies before the end of every base backup that could serve"
     ));
     error.hint(first.unwrap_or_default())
+}
+
+/// Nothing says that the newest moment of an older branch is the one that is meant.
+pub(super) fn not_on_newest(newest: Timeline, other: Timeline) -> Error {
+    unreachable(format!(
+        "no base backup that could serve lies on the history of timeline {newest}, the newest"
+    ))
+    .hint(format!(
+        "--timeline {other} follows the older branch; `pgark backup --base` takes a backup of the newest"
+    ))
 }
 
 pub(super) fn unreachable(fact: String) -> Error {

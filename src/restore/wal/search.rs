@@ -139,6 +139,29 @@ impl Searched<'_> {
             .map(|(_, record)| record))
     }
 
+    /// Every record of these segments that is wanted, in the order of WAL.
+    ///
+    /// # Errors
+    /// As [`Line::read`].
+    pub fn all(
+        &self,
+        range: Range<usize>,
+        wanted: &(dyn Fn(&Record) -> bool + Sync),
+    ) -> Result<Vec<Record>> {
+        let found = Mutex::new(Vec::new());
+        self.first(range, &|record| {
+            if wanted(record)
+                && let Ok(mut found) = found.lock()
+            {
+                found.push(record.clone());
+            }
+            false
+        })?;
+        let mut found = found.into_inner().unwrap_or_default();
+        found.sort_by_key(|record| record.lsn);
+        Ok(found)
+    }
+
     /// Hands out what begins in these segments, until `go_on` says no.
     fn scan(&self, range: Range<usize>, go_on: &mut dyn FnMut(Record) -> bool) -> Result<()> {
         let border = self.line.start(range.end);
