@@ -1,7 +1,9 @@
 //! The throwaway server against real programs.
 
 use super::super::tools::Tools;
+use super::keeper::accepts;
 use super::*;
+use std::time::Instant;
 
 /// The directory of the newest server; a machine without one fails these tests.
 fn bin_dir() -> PathBuf {

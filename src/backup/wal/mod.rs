@@ -12,6 +12,7 @@
 //!
 //! A crash leaves open files and pieces, with which the next stream goes on.
 
+mod flow;
 mod guard;
 mod moments;
 mod pack;

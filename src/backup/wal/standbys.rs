@@ -8,7 +8,7 @@
 //! A crash leaves the slots where they were: they hold a little more until the next stream. `pgark slot drop`
 //! drops them all.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Stream;
@@ -32,19 +32,21 @@ pub(super) struct Standbys<'a> {
 impl Standbys<'_> {
     /// Works until the stream has ended.
     pub(super) fn run(self) {
-        let mut complained = BTreeMap::new();
+        let mut complained = BTreeSet::new();
         loop {
             // A list of one is the server that is streamed from.
             let hosts = (self.stream.hosts)().unwrap_or_default();
             for host in hosts.iter().filter(|_| hosts.len() > 1) {
                 let name = format!("{}:{}", host.host(), host.port());
                 match self.look_after(host) {
-                    Ok(()) => drop(complained.remove(&name)),
-                    Err(error) if !complained.contains_key(&name) => {
+                    Ok(()) => {
+                        complained.remove(&name);
+                    }
+                    Err(error) if !complained.contains(&name) => {
                         (self.stream.say)(&format!(
                             "warning: the slot on {name} cannot be looked after, and would be missed if it were promoted: {error}"
                         ));
-                        complained.insert(name, ());
+                        complained.insert(name);
                     }
                     Err(_) => {}
                 }

@@ -73,12 +73,8 @@ pub fn run(stream: &Stream<'_>) -> Result<()> {
         let mut state = tail.lock();
         (state.failure.take(), state.verdict.take())
     };
-    let ended = match (result, failure) {
-        (Err(error), _) | (Ok(()), Some(error)) => error,
-        (Ok(()), None) => match verdict {
-            Some(verdict) => return Err(give_up_slot(stream, verdict)),
-            None => return Ok(()),
-        },
+    let Some(ended) = result.err().or(failure) else {
+        return verdict.map_or(Ok(()), |verdict| Err(give_up_slot(stream, verdict)));
     };
     // One that always ends before the guard has looked twice would fill the server's disk.
     let guard = Guard {
