@@ -14,7 +14,7 @@ use crate::catalog::list::{self, Entry, State};
 use crate::config::{Among, Databases, Environment, Flags};
 use crate::error::{Error, Result};
 use crate::postgres::replication::Replication;
-use crate::restore::wal::archive::{Archive, Candidate};
+use crate::restore::wal::moment::{Archive, Candidate};
 use crate::schedule::Schedule;
 use crate::service::crontab;
 use crate::service::health::{Health, Kept};
@@ -24,6 +24,7 @@ use crate::service::log::Log;
 use crate::service::notify::notify;
 use crate::service::slots::Slots;
 use crate::service::supervisor::{Plan, Supervisor};
+use crate::service::windows::of_archive;
 use crate::status::Promised;
 use crate::store::Store;
 use crate::store::local::LocalStore;
@@ -214,7 +215,7 @@ fn lacks_base(app: &App) -> Result<bool> {
         return Ok(false);
     }
     let archive = Archive::load(store.as_ref(), system)?;
-    let windows = archive.windows(&catalog.entries);
+    let windows = of_archive(&archive, &catalog.entries);
     let gap = windows.last().is_none_or(|last| last.missing.is_some());
     Ok(gap || archive.wal.is_empty())
 }

@@ -8,10 +8,10 @@ use super::{note, print, render};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::prune::{Pruned, Verdict};
-use crate::restore::wal::archive::windows_of;
 use crate::service::health;
 use crate::service::http;
 use crate::service::stores::{self, Behind};
+use crate::service::windows::of_store;
 use crate::status::windows::rpo;
 use crate::units::ByteSize;
 
@@ -161,7 +161,7 @@ pub(super) fn probe(apps: &[App]) -> Result<()> {
 pub(super) fn status(app: &App, verb: &Status, global: &Global, out: &mut Out<'_>) -> Result<()> {
     let (store, catalog) = app.catalog(global.store.as_deref())?;
     let (now, promised) = (crate::clock::now(), app.base_schedules()?);
-    let windows = windows_of(store.as_ref(), &catalog)?;
+    let windows = of_store(store.as_ref(), &catalog)?;
     let status = health::judge(
         &app.databases()?,
         &app.config.dir,

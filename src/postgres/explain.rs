@@ -231,7 +231,7 @@ pub(super) fn refused(
         )),
         Some("42501") if target.replication => Some(format!("base backups and WAL need the right to replicate: ALTER ROLE {} REPLICATION", super::quote_ident(user))),
         Some("53300") if target.replication => Some(
-            "all connections for replication are taken: raise max_wal_senders (a restart), or see who holds them in pg_stat_replication".to_owned(),
+            "all connections for replication are taken: raise max_wal_senders (and where it is 0, ALTER SYSTEM SET wal_level = 'replica'; a restart), or see who holds them in pg_stat_replication".to_owned(),
         ),
         Some("42501") => Some(format!("GRANT CONNECT ON DATABASE {} TO {}", super::quote_ident(database), super::quote_ident(user))),
         Some("53300") => Some(

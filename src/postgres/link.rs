@@ -177,20 +177,34 @@ impl Link {
     /// Sends all of `bytes`. While the socket is full, what arrives is received, so that
     /// neither side waits for the other forever.
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.put(bytes)? {
+            None => Ok(()),
+            Some(error) => Err(self.write_failed(&error)),
+        }
+    }
+
+    /// The same to one who may have hung up already: what he said before that is still received, and then how
+    /// it ended.
+    pub(super) fn send_unless_over(&mut self, bytes: &[u8]) -> Result<()> {
+        self.put(bytes).map(drop)
+    }
+
+    /// Sends all of `bytes`, or gives the failure of the socket.
+    fn put(&mut self, bytes: &[u8]) -> Result<Option<io::Error>> {
         self.usable()?;
         let mut bytes = bytes;
         while !bytes.is_empty() {
             match self.stream.write(bytes) {
                 Ok(0) => self.make_room()?,
                 Ok(count) => bytes = &bytes[count..],
-                Err(error) => return Err(self.write_failed(&error)),
+                Err(error) => return Ok(Some(error)),
             }
         }
         loop {
             match self.stream.flush() {
-                Ok(true) => return Ok(()),
+                Ok(true) => return Ok(None),
                 Ok(false) => self.make_room()?,
-                Err(error) => return Err(self.write_failed(&error)),
+                Err(error) => return Ok(Some(error)),
             }
         }
     }

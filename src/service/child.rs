@@ -5,6 +5,7 @@
 //! not end the run: it finishes and records itself, and its lock keeps others away.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,14 @@ pub struct Run {
     closing: Arc<AtomicBool>,
 }
 
+/// The program that runs here, by its path so that people find it among the processes; by what the kernel holds
+/// of it where an upgrade has put another one in its place.
+fn itself() -> Result<PathBuf> {
+    let path = std::env::current_exe().context(|| "cannot find pgark itself".to_owned())?;
+    let kept = PathBuf::from("/proc/self/exe");
+    Ok(if path.exists() { path } else { kept })
+}
+
 impl Run {
     /// Starts it. `ended` hears when it is over.
     ///
@@ -35,7 +44,7 @@ impl Run {
         log: Log,
         ended: Sender<()>,
     ) -> Result<Run> {
-        let program = std::env::current_exe().context(|| "cannot find pgark itself".to_owned())?;
+        let program = itself()?;
         // Root may have met a changed file of secrets.
         let (plain, secret) = keeper::refreshed(environment).split();
         let mut command = Command::new(program);

@@ -17,7 +17,6 @@ use crate::catalog::list::{self, Catalog};
 use crate::clock;
 use crate::config::Databases;
 use crate::error::Result;
-use crate::restore::wal::archive::windows_of;
 use crate::schedule::Schedule;
 use crate::status::windows::{self, Window};
 use crate::status::{self, Attempt, Bases, Promised, Status};
@@ -92,7 +91,7 @@ impl Health {
             }
             // As of the look: the answer that is kept must not make it late.
             let windows = if self.bases.streaming {
-                windows_of(store.as_ref(), &kept.catalog)?
+                super::windows::of_store(store.as_ref(), &kept.catalog)?
             } else {
                 Vec::new()
             };

@@ -19,3 +19,4 @@ pub mod slots;
 pub mod stores;
 pub mod streamer;
 pub mod supervisor;
+pub mod windows;

@@ -86,16 +86,21 @@ fn a_first_base_backup_that_failed_is_owed_and_a_restart_does_not_hurry_it() {
 fn wal_streaming_is_kept_alive_and_ends_with_the_service() {
     let site = Site::new("streamed");
     let _turn = site.turn();
+    let place = crate::support::TempDir::new();
+    let program = place.join("pgark");
     let pgark = site
         .pgark(["serve"])
         .env("BACKUP_ON_START", "false")
-        .env("WAL_STREAMING", "on");
+        .env("WAL_STREAMING", "on")
+        .by_copy(&program);
     let service = Service::start(pgark);
     // Without a base backup WAL restores nothing, whatever is said of the start.
     service.wait_for_log("base backup done");
     assert_eq!(runs(&site, true), ["base start ok"]);
     service.wait_for_log("WAL streaming begins (process ");
     let begins = || service.log().matches("WAL streaming begins").count();
+    // An upgrade takes the program away from below it.
+    std::fs::remove_file(&program).unwrap();
     for pid in children(service.pid()) {
         crate::support::run(std::process::Command::new("kill").args(["-9", &pid.to_string()]));
     }
@@ -103,6 +108,18 @@ fn wal_streaming_is_kept_alive_and_ends_with_the_service() {
     assert!(service.log().contains("WAL streaming ended with exit code"));
     let took = service.end("TERM", 143);
     assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+/// The whole segments of the one cluster, oldest first.
+fn packed(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut clusters = std::fs::read_dir(dir.join("wal")).unwrap();
+    let names = std::fs::read_dir(clusters.next().unwrap().unwrap().path()).unwrap();
+    let names = names.map(|name| name.unwrap().path());
+    let mut names: Vec<_> = names
+        .filter(|path| path.extension().is_some_and(|end| end == "zst"))
+        .collect();
+    names.sort();
+    names
 }
 
 /// A base backup from which no WAL goes on restores no moment but its own: another one is owed, also by a
@@ -125,24 +142,7 @@ fn a_gap_behind_the_newest_base_backup_is_closed_by_another_one() {
     let service = Service::start(serve());
     service.wait_for_log("base backup done");
     assert_eq!(runs(&site, true), ["base manual ok", "base start ok"]);
-    let folder = site.dir.join("wal");
-    let folder = || {
-        std::fs::read_dir(&folder)
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap()
-            .path()
-    };
-    let packed = || {
-        let names = std::fs::read_dir(folder()).unwrap();
-        let names = names.map(|name| name.unwrap().path());
-        let mut names: Vec<_> = names
-            .filter(|path| path.extension().is_some_and(|end| end == "zst"))
-            .collect();
-        names.sort();
-        names
-    };
+    let packed = || packed(site.dir.path());
     let first = packed().len();
     for more in 1..=3 {
         site.server.psql(

@@ -40,6 +40,17 @@ impl Pgark {
         Pgark { command }
     }
 
+    /// The same by a copy of the program, which may be removed while it runs.
+    pub(crate) fn by_copy(self, copy: &Path) -> Self {
+        std::fs::copy(self.command.get_program(), copy).unwrap();
+        let mut command = Command::new(copy);
+        command.env_clear().args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            command.env(name, value.unwrap());
+        }
+        Pgark { command }
+    }
+
     /// Sets one variable.
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
         self.command.env(name, value);

@@ -176,3 +176,32 @@ fn another_cluster_is_refused_and_its_wal_never_stored() {
         .count();
     assert_eq!(folders, 1);
 }
+
+/// After pg_upgrade or a new initdb: its WAL lies beside that of the old one, never among it.
+#[test]
+fn a_new_cluster_gets_a_folder_of_its_own_and_a_warning() {
+    let place = Place::new(15);
+    let stream = place.stream();
+    until("the slot", || place.confirmed() > 0);
+    place.write(2);
+    place.caught_up();
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    let before = super::stored(&place.wal());
+    let new = Place::new(17);
+    let stream = new.stream_with(|pgark| pgark.store(&place.backups()));
+    until("the slot", || new.confirmed() > 0);
+    new.write(2);
+    let end = new.caught_up();
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    assert!(
+        new.said().contains("gets a folder of its own"),
+        "{}",
+        new.said()
+    );
+    assert!(super::stored(&place.wal()) == before);
+    let folder = place.wal().with_file_name(new.wal().file_name().unwrap());
+    assert_ne!(folder, place.wal());
+    assert_same_wal(&folder, &new.server, (first_stored(&folder), end), 1);
+}

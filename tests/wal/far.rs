@@ -135,21 +135,50 @@ fn a_dead_bucket_never_holds_up_the_directory_and_catches_up() {
     );
 }
 
+/// A server whose WAL goes into a bucket alone, through a gate.
+struct Alone {
+    place: Place,
+    garage: Garage,
+    gate: Gate,
+    dir: TempDir,
+}
+
+impl Alone {
+    fn new() -> Alone {
+        let garage = Garage::start();
+        Alone {
+            place: Place::new(17),
+            gate: Gate::to(garage.port),
+            garage,
+            dir: TempDir::new(),
+        }
+    }
+
+    /// A stream, and the slot is there.
+    fn stream(&self) -> Running {
+        let stream = self.place.stream_with(|pgark| {
+            quick(pgark, self.gate.port)
+                .env("BACKUP_DIR", "none")
+                .env("PGARK_STATE_DIR", self.dir.join("state"))
+        });
+        until("the slot", || self.place.confirmed() > 0);
+        stream
+    }
+
+    /// What the bucket holds.
+    fn fetched(&self) -> PathBuf {
+        fetched(&self.garage, &self.place, self.dir.path())
+    }
+}
+
 #[test]
 fn with_a_bucket_alone_only_what_it_holds_is_confirmed() {
-    let (place, garage, dir) = (Place::new(17), Garage::start(), TempDir::new());
-    let state = dir.join("state");
-    let gate = Gate::to(garage.port);
-    let alone = |pgark| {
-        quick(pgark, gate.port)
-            .env("BACKUP_DIR", "none")
-            .env("PGARK_STATE_DIR", &state)
-    };
-    let stream = place.stream_with(alone);
-    until("the slot", || place.confirmed() > 0);
+    let alone = Alone::new();
+    let (place, gate) = (&alone.place, &alone.gate);
+    let stream = alone.stream();
     place.write(40);
     let end = place.caught_up();
-    let folder = fetched(&garage, &place, dir.path());
+    let folder = alone.fetched();
     let from = first_stored(&folder);
     assert_same_wal(&folder, &place.server, (from, end), 1);
     // Away: the server keeps what is not stored.
@@ -163,10 +192,10 @@ fn with_a_bucket_alone_only_what_it_holds_is_confirmed() {
     stream.wait().assert_code(0);
     assert!(asked.elapsed() < Duration::from_secs(6), "{}", place.said());
     assert_eq!(place.confirmed(), confirmed);
-    let folder = fetched(&garage, &place, dir.path());
+    let folder = alone.fetched();
     assert_same_wal(&folder, &place.server, (from, confirmed), 1);
     gate.open();
-    let stream = place.stream_with(alone);
+    let stream = alone.stream();
     let end = place.caught_up();
     // The end stores and confirms what has just come.
     place
@@ -176,7 +205,7 @@ fn with_a_bucket_alone_only_what_it_holds_is_confirmed() {
     stream.signal("TERM");
     stream.wait().assert_code(0);
     assert!(place.confirmed() >= end);
-    let folder = fetched(&garage, &place, dir.path());
+    let folder = alone.fetched();
     assert_same_wal(
         &folder,
         &place.server,
@@ -187,19 +216,12 @@ fn with_a_bucket_alone_only_what_it_holds_is_confirmed() {
 
 #[test]
 fn a_new_connection_confirms_nothing_that_still_waits_for_the_bucket() {
-    let (place, garage, dir) = (Place::new(17), Garage::start(), TempDir::new());
-    let state = dir.join("state");
-    let gate = Gate::to(garage.port);
-    let alone = |pgark| {
-        quick(pgark, gate.port)
-            .env("BACKUP_DIR", "none")
-            .env("PGARK_STATE_DIR", &state)
-    };
-    let stream = place.stream_with(alone);
-    until("the slot", || place.confirmed() > 0);
+    let alone = Alone::new();
+    let (place, gate) = (&alone.place, &alone.gate);
+    let stream = alone.stream();
     place.write(1);
     place.caught_up();
-    let from = first_stored(&fetched(&garage, &place, dir.path()));
+    let from = first_stored(&alone.fetched());
     gate.close();
     // Several segments wait in memory, fewer than the backlog may have.
     place.write(40);
@@ -229,12 +251,12 @@ fn a_new_connection_confirms_nothing_that_still_waits_for_the_bucket() {
     stream.signal("KILL");
     stream.wait();
     gate.open();
-    let stream = place.stream_with(alone);
+    let stream = alone.stream();
     let end = place.caught_up();
     stream.signal("TERM");
     stream.wait().assert_code(0);
     assert!(!place.said().contains("a gap"), "{}", place.said());
-    let folder = fetched(&garage, &place, dir.path());
+    let folder = alone.fetched();
     assert_same_wal(&folder, &place.server, (from, end), 1);
 }
 

@@ -109,3 +109,54 @@ fn a_store_that_fails_or_dies_at_any_step_loses_nothing_confirmed() {
     stream.signal("TERM");
     stream.wait().assert_code(0);
 }
+
+/// A server that sends no WAL is told with the setting, and gets its stream once it is mended.
+#[test]
+fn a_server_with_minimal_wal_is_told_what_to_set() {
+    let place = Place::with(17, &["wal_level=minimal", "max_wal_senders=0"]);
+    let stream = place.stream();
+    until("a word of it", || place.said().contains("max_wal_senders"));
+    let said = place.said();
+    assert!(said.contains("wal_level = 'replica'"), "{said}");
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+    let backup = place.pgark(&["backup", "--base"]).run();
+    backup.assert_code(1).assert_says("max_wal_senders");
+}
+
+/// Transactions that wait for the stream get their word at once, and only for what is durable.
+#[test]
+fn a_synchronous_stream_confirms_each_commit() {
+    let place = Place::new(17);
+    let stream = place.stream();
+    until("the slot", || place.confirmed() > 0);
+    let from = first_stored(&place.wal());
+    let set = |value: &str| {
+        let sql = format!("ALTER SYSTEM SET synchronous_standby_names = '{value}'");
+        // It waits for nobody yet, or no more.
+        place.server.psql("postgres", &sql);
+        place.server.psql("postgres", "SELECT pg_reload_conf()");
+    };
+    set("*");
+    let state = "SELECT coalesce(max(sync_state), 'none') FROM pg_stat_replication";
+    until("the stream to be the one", || {
+        place.server.psql("postgres", state) == "sync"
+    });
+    let started = Instant::now();
+    for _ in 0..20 {
+        place
+            .server
+            .psql("postgres", "INSERT INTO t (filler) VALUES ('x')");
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        started.elapsed()
+    );
+    let end = place.lsn();
+    stream.signal("KILL");
+    stream.wait();
+    assert!(place.confirmed() >= end - 8192);
+    assert_same_wal(&place.wal(), &place.server, (from, place.confirmed()), 1);
+    set("");
+}

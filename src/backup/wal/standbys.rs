@@ -24,12 +24,21 @@ const INTERVAL: Duration = Duration::from_secs(20);
 
 /// The thread that looks at them.
 pub(super) struct Standbys<'a> {
-    pub stream: &'a Stream<'a>,
-    pub tail: &'a Tail,
-    pub system: SystemId,
+    stream: &'a Stream<'a>,
+    tail: &'a Tail,
+    system: SystemId,
 }
 
-impl Standbys<'_> {
+impl<'a> Standbys<'a> {
+    /// For the hosts of the cluster that is streamed.
+    pub(super) fn new(stream: &'a Stream<'a>, tail: &'a Tail, system: SystemId) -> Standbys<'a> {
+        Standbys {
+            stream,
+            tail,
+            system,
+        }
+    }
+
     /// Works until the stream has ended.
     pub(super) fn run(self) {
         let mut complained = BTreeSet::new();

@@ -202,14 +202,7 @@ fn live(
     };
     std::thread::scope(|scope| {
         scope.spawn(|| packer.run());
-        scope.spawn(|| {
-            Standbys {
-                stream,
-                tail,
-                system,
-            }
-            .run();
-        });
+        scope.spawn(move || Standbys::new(stream, tail, system).run());
         for shipper in shippers {
             scope.spawn(|| shipper.run());
         }

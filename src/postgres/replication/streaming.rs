@@ -244,7 +244,8 @@ impl Streaming<'_> {
         };
         let mut packet = Vec::with_capacity(40);
         put(&mut packet, b'd', &[&body.encode(clock::precise())])?;
-        self.client.link.send(&packet)
+        // A server that shuts down says so, and hears nothing more.
+        self.client.link.send_unless_over(&packet)
     }
 
     /// Asks a silent server whether it is there; gives it up when it was asked before.

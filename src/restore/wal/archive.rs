@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::catalog::list::{Catalog, Entry};
+use crate::catalog::list::Entry;
 use crate::catalog::manifest::BaseRecord;
 use crate::catalog::wal::{Reached, WalArchive, reached};
 use crate::error::Result;
-use crate::status::windows::{Known, Window, windows};
 use crate::store::Store;
 use crate::units::{SystemId, Timeline, TimelineHistory};
 
@@ -34,29 +33,6 @@ impl Archive {
             histories,
         })
     }
-
-    /// Which moments can be restored from it and from these base backups.
-    #[must_use]
-    pub fn windows(&self, entries: &[Entry]) -> Vec<Window> {
-        let known = Known {
-            wal: &self.wal,
-            histories: &self.histories,
-            reached: self.reached,
-        };
-        windows(entries, &known)
-    }
-}
-
-/// The windows of the newest cluster of which a store has a base backup.
-///
-/// # Errors
-/// As [`Archive::load`].
-pub fn windows_of(store: &dyn Store, catalog: &Catalog) -> Result<Vec<Window>> {
-    let mut bases = catalog.entries.iter().filter_map(Candidate::of);
-    let Some(system) = bases.find_map(|base| base.system()) else {
-        return Ok(Vec::new());
-    };
-    Ok(Archive::load(store, system)?.windows(&catalog.entries))
 }
 
 /// A base backup that may serve.

@@ -4,7 +4,7 @@
 //! Invariants: what is handed out is WAL of this cluster at this place, checked page by page; a
 //! hole is never passed over in silence.
 
-pub mod archive;
+mod archive;
 pub mod control;
 pub mod fetch;
 pub mod get;
