@@ -87,6 +87,7 @@ packages_test() {
     packages_demo
     need zstd zstd
     need age age
+    need iproute2 ip
     need openssl openssl
     need patchelf patchelf
     need python3-pip pip

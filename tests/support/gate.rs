@@ -16,7 +16,12 @@ pub(crate) struct Gate {
 impl Gate {
     /// An open way to a port of this machine.
     pub(crate) fn to(port: u16) -> Gate {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1", port)
+    }
+
+    /// The same from another address of this machine.
+    pub(crate) fn at(address: &str, port: u16) -> Gate {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let gate = Gate {
             port: listener.local_addr().unwrap().port(),
             to: Arc::new(AtomicU16::new(port)),

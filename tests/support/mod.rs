@@ -11,6 +11,7 @@ pub(crate) mod gate;
 mod pgark;
 mod server;
 pub(crate) mod site;
+pub(crate) mod wire;
 
 pub(crate) use compare::{
     assert_same, database_properties, dump_data, dump_schema, table_digest, toc,

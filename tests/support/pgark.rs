@@ -43,7 +43,18 @@ impl Pgark {
     /// The same by a copy of the program, which may be removed while it runs.
     pub(crate) fn by_copy(self, copy: &Path) -> Self {
         std::fs::copy(self.command.get_program(), copy).unwrap();
-        let mut command = Command::new(copy);
+        self.through(Command::new(copy))
+    }
+
+    /// The same in another network namespace.
+    pub(crate) fn within(self, namespace: &str) -> Self {
+        let mut ip = Command::new("ip");
+        ip.args(["netns", "exec", namespace]);
+        ip.arg(self.command.get_program());
+        self.through(ip)
+    }
+
+    fn through(self, mut command: Command) -> Self {
         command.env_clear().args(self.command.get_args());
         for (name, value) in self.command.get_envs() {
             command.env(name, value.unwrap());

@@ -4,6 +4,7 @@ use super::{Place, assert_same_wal, first_stored, lsn};
 use crate::second_store::with_bucket;
 use crate::support::garage::{ACCESS_KEY, BUCKET, Garage, REGION, SECRET_KEY};
 use crate::support::gate::Gate;
+use crate::support::wire::Wire;
 use crate::support::{Pgark, Running, TempDir, run, until};
 use pgark::cancel::Token;
 use pgark::store::object::{Keys, S3Options, S3Store, Secret};
@@ -133,6 +134,44 @@ fn a_dead_bucket_never_holds_up_the_directory_and_catches_up() {
         "{}",
         place.said()
     );
+}
+
+/// Between pgark and its bucket nothing arrives any more, and no connection ends: the server keeps what is not
+/// stored. The server is on pgark's own host, by its socket.
+#[test]
+fn a_wire_to_the_bucket_that_is_cut_for_a_while_is_caught_up_with() {
+    let (place, garage, wire) = (Place::new(17), Garage::start(), Wire::new());
+    let (dir, way) = (TempDir::new(), wire.way_to(garage.port));
+    let endpoint = format!("http://{}:{}", wire.address, way.port);
+    let stream = place.stream_with(|pgark| {
+        quick(pgark, way.port)
+            .env("S3_ENDPOINT", &endpoint)
+            .env("DB_HOST", place.server.socket_dir())
+            .env("BACKUP_DIR", "none")
+            .env("PGARK_STATE_DIR", dir.join("state"))
+            .within(&wire.namespace)
+    });
+    until("the slot", || place.confirmed() > 0);
+    place.write(20);
+    place.caught_up();
+    wire.cut();
+    place.write(30);
+    std::thread::sleep(Duration::from_secs(6));
+    let confirmed = place.confirmed();
+    assert!(confirmed < place.lsn());
+    let folder = fetched(&garage, &place, dir.path());
+    assert_same_wal(
+        &folder,
+        &place.server,
+        (first_stored(&folder), confirmed),
+        1,
+    );
+    wire.mend();
+    let end = place.caught_up();
+    let folder = fetched(&garage, &place, dir.path());
+    assert_same_wal(&folder, &place.server, (first_stored(&folder), end), 1);
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
 }
 
 /// A server whose WAL goes into a bucket alone, through a gate.

@@ -4,6 +4,7 @@
 use super::{Place, assert_same_wal, first_stored};
 use crate::bad_luck::Tmpfs;
 use crate::support::gate::Gate;
+use crate::support::wire::Wire;
 use crate::support::{as_server_user, run, until};
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,34 @@ fn a_cut_network_is_caught_up_with() {
     let end = place.caught_up();
     let wal = place.wal();
     assert_same_wal(&wal, &place.server, (first_stored(&wal), end), 1);
+    stream.signal("TERM");
+    stream.wait().assert_code(0);
+}
+
+/// Nobody is told that the wire is cut: no connection ends, and nothing arrives.
+#[test]
+fn a_wire_that_is_cut_for_a_while_is_caught_up_with() {
+    let (place, wire) = (Place::new(17), Wire::new());
+    let way = wire.way_to(place.server.port);
+    let stream = place.stream_with(|pgark| {
+        pgark
+            .env("DB_HOST", &wire.address)
+            .env("DB_PORT", way.port.to_string())
+            .within(&wire.namespace)
+    });
+    until("the slot", || place.confirmed() > 0);
+    let from = place.caught_up();
+    for seconds in [1, 6] {
+        place.write(5);
+        wire.cut();
+        place.write(10);
+        std::thread::sleep(Duration::from_secs(seconds));
+        assert!(place.confirmed() < place.lsn());
+        wire.mend();
+        place.write(1);
+    }
+    let end = place.caught_up();
+    assert_same_wal(&place.wal(), &place.server, (from, end), 1);
     stream.signal("TERM");
     stream.wait().assert_code(0);
 }
