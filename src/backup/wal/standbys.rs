@@ -1,8 +1,8 @@
 //! Our slot on the other hosts that are listed: when one of them is promoted, it still has the WAL from which
 //! the stream goes on.
 //!
-//! Invariants: a slot there never holds less than what is not durable here, as long as that is no more than the
-//! limit; nothing is done on a server of another cluster, on one that takes writes (the stream's own session
+//! Invariants: a slot there never moves beyond what is durable here, and is dropped only above the limit or when
+//! it has lost WAL (a new one begins where that server then is); nothing is done on a server of another cluster, on one that takes writes (the stream's own session
 //! sees to that), or with a slot of somebody else's. What fails on a host is told once, and hinders nobody.
 //!
 //! A crash leaves the slots where they were: they hold a little more until the next stream. `pgark slot drop`

@@ -76,20 +76,32 @@ pub fn run(stream: &Stream<'_>) -> Result<()> {
     let Some(ended) = result.err().or(failure) else {
         return verdict.map_or(Ok(()), |verdict| Err(give_up_slot(stream, verdict)));
     };
+    if !is_of_our_slot(&ended) {
+        return Err(ended);
+    }
     // One that always ends before the guard has looked twice would fill the server's disk.
     let guard = Guard {
         stream,
         tail: &tail,
     };
-    match guard.last_word() {
-        Some(verdict) if ended.kind != Kind::Partial => {
-            let given_up = give_up_slot(stream, verdict);
-            Err(Error {
-                fact: format!("{}; the stream had ended: {}", given_up.fact, ended.fact),
-                ..given_up
-            })
-        }
-        _ => Err(ended),
+    let Some(verdict) = guard.last_word() else {
+        return Err(ended);
+    };
+    let given_up = give_up_slot(stream, verdict);
+    Err(Error {
+        fact: format!("{}; the stream had ended: {}", given_up.fact, ended.fact),
+        ..given_up
+    })
+}
+
+/// Whether a stream that ended so leaves a slot behind that is ours. Another cluster may have a slot of the
+/// same name, and a gap has left its own behind.
+fn is_of_our_slot(ended: &Error) -> bool {
+    match ended.kind {
+        Kind::Failed | Kind::Damage => true,
+        // What the server itself refuses, and not what is found out about it.
+        Kind::Usage => ended.sqlstate.is_some(),
+        _ => false,
     }
 }
 
